@@ -1,0 +1,329 @@
+"""Every setting of a training run, declared once: default, range, unit, help text and panel.
+
+The command line builds its options from this declaration, `--config` files and keyword
+arguments are checked by it, and `config.json` is written from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elrcli.errors import ConfigError
+
+DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
+    "Data",
+    "Model",
+    "Method",
+    "Optimisation",
+    "Images",
+    "Machine",
+)
+
+
+def setting(
+    default: Any,
+    help: str,
+    panel: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    short: str | None = None,
+    flag: str | None = None,
+    auto: str | None = None,
+) -> Any:
+    """Declare one setting.
+
+    `low` and `high` are inclusive bounds; `auto` says what None stands for.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "panel": panel,
+            "low": low,
+            "high": high,
+            "choices": choices,
+            "short": short,
+            "flag": flag,
+            "auto": auto,
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of `elr train`, checked once when made."""
+
+    data: Path
+    root: Path | None = setting(
+        None, "Folder that relative paths in a CSV start from.", DATA, auto="the CSV's folder"
+    )
+    path_column: str = setting("path", "CSV column with the image path.", DATA)
+    label_column: str = setting("label", "CSV column with the label.", DATA)
+    split_column: str = setting("split", "CSV column with train, val or test.", DATA)
+    truth_column: str | None = setting(
+        None, "CSV column with true labels: used to report, never to train.", DATA, auto="none"
+    )
+    val_fraction: float = setting(
+        0.1, "Share drawn for validation when the data has none.", DATA, low=0.0, high=0.9
+    )
+
+    backbone: str = setting("resnet50", "Name of a timm model.", MODEL, short="-b")
+    pretrained: bool = setting(True, "Start from pretrained weights.", MODEL)
+    weights: Path | None = setting(
+        None, "Start from this timm state dict (.safetensors or .pth).", MODEL, auto="timm's hub"
+    )
+    small_input: bool = setting(
+        False, "3x3 stem with stride 1 and no max-pool, for images near 32 pixels.", MODEL
+    )
+    freeze: str = setting(
+        "none",
+        "Keep fixed: BatchNorm (norm), or all but the head (backbone).",
+        MODEL,
+        choices=("none", "norm", "backbone"),
+    )
+
+    method: str = setting("elr", "Loss: ELR or plain cross-entropy.", METHOD, choices=("elr", "ce"))
+    lam: float = setting(
+        3.0, "Weight of the ELR term.", METHOD, low=0.0, high=1000.0, flag="--lambda"
+    )
+    beta: float = setting(0.7, "Momentum of the targets.", METHOD, low=0.0, high=0.9999)
+    mixup: bool = setting(False, "Mix pairs of images, labels and targets.", METHOD)
+    mixup_alpha: float = setting(
+        1.0, "Both parameters of the Beta distribution of mixup.", METHOD, low=0.01, high=100.0
+    )
+    ema: bool = setting(
+        False, "Average the weights; the average makes targets and predictions.", METHOD
+    )
+    ema_decay: float = setting(0.997, "Decay of the weight average.", METHOD, low=0.0, high=0.99999)
+
+    epochs: int = setting(15, "Passes over the training data.", OPTIMISATION, low=1, short="-e")
+    batch_size: int | None = setting(
+        None, "Images per step.", OPTIMISATION, low=1, auto="64, less for few images"
+    )
+    optimizer: str = setting("sgd", "Optimiser.", OPTIMISATION, choices=("sgd", "adamw"))
+    lr: float | None = setting(
+        None, "Peak learning rate.", OPTIMISATION, low=0.0, auto="0.02 for sgd, 0.001 for adamw"
+    )
+    weight_decay: float | None = setting(
+        None, "Weight decay.", OPTIMISATION, low=0.0, auto="0.001 for sgd, 0.05 for adamw"
+    )
+    schedule: str = setting(
+        "cosine",
+        "How the learning rate falls.",
+        OPTIMISATION,
+        choices=("cosine", "step", "restarts", "constant"),
+    )
+    warmup: float = setting(1.0, "Epochs of linear warm-up, by step.", OPTIMISATION, low=0.0)
+    min_lr: float = setting(
+        0.01, "Lowest learning rate, as a share of the peak.", OPTIMISATION, low=0.0, high=1.0
+    )
+    milestones: tuple[float, ...] = setting(
+        (0.33, 0.67),
+        "When `step` falls: epochs, or shares of the run where below 1.",
+        OPTIMISATION,
+        low=0.0,
+    )
+    step_factor: float = setting(
+        0.01, "What `step` multiplies by at each milestone.", OPTIMISATION, low=0.0, high=1.0
+    )
+    restart_epochs: float = setting(
+        10.0, "Epochs from one restart to the next.", OPTIMISATION, low=0.1
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Learning rate factor per layer group below the head.",
+        OPTIMISATION,
+        low=0.01,
+        high=1.0,
+    )
+    head_lr_scale: float = setting(
+        1.0, "Learning rate factor of the new head.", OPTIMISATION, low=0.01, high=1000.0
+    )
+    clip_grad: float | None = setting(
+        None, "Largest norm of the gradient.", OPTIMISATION, low=0.0, auto="no clipping"
+    )
+    accumulate: int = setting(1, "Batches per optimiser step.", OPTIMISATION, low=1)
+
+    image_size: int | None = setting(
+        None, "Side of the square input in pixels.", INPUT, low=8, high=4096, auto="the backbone's"
+    )
+    augment: str = setting(
+        "light",
+        "Augmentation: shift (light), random crops (standard), also colour (strong).",
+        INPUT,
+        choices=("none", "light", "standard", "strong"),
+    )
+    flip: bool = setting(True, "Mirror images at random where --augment is on.", INPUT)
+    cache: str = setting(
+        "none",
+        "Keep decoded images in memory or in the run folder.",
+        INPUT,
+        choices=("none", "ram", "disk"),
+    )
+    workers: int | None = setting(
+        None, "Processes that load images.", INPUT, low=0, high=256, auto="by cores, at most 8"
+    )
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", MACHINE)
+    precision: str = setting(
+        "auto", "Arithmetic of the network.", MACHINE, choices=("auto", "fp32", "bf16", "fp16")
+    )
+    compile: bool = setting(False, "Compile the network with torch.compile.", MACHINE)
+    tensorboard: bool = setting(False, "Write TensorBoard events into the run folder.", MACHINE)
+    seed: int = setting(0, "Seed of split, order, augmentation and start.", MACHINE, low=0)
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            checked = _checked(spec, getattr(self, spec.name))
+            object.__setattr__(self, spec.name, checked)
+        if self.weights is not None and not self.pretrained:
+            raise ConfigError("--weights and --no-pretrained exclude each other: drop one of them.")
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """Return a copy with other values, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` and JSON understand."""
+        return {spec.name: _plain(getattr(self, spec.name)) for spec in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "settings") -> TrainConfig:
+        """Build a config from plain values; `source` names the place in error messages."""
+        check_names(values, source)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        except TypeError:
+            raise ConfigError(f"{source}: no 'data' given. Name a folder or a CSV file.") from None
+
+
+def option_name(name: str) -> str:
+    """Return the command-line spelling of a setting, `--head-lr-scale` for `head_lr_scale`."""
+    for spec in dataclasses.fields(TrainConfig):
+        if spec.name == name:
+            return spec.metadata.get("flag") or "--" + name.replace("_", "-")
+    raise KeyError(name)
+
+
+def check_names(values: Mapping[str, Any], source: str) -> None:
+    """Refuse names that are not settings, with the nearest one that is."""
+    known = [spec.name for spec in dataclasses.fields(TrainConfig)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{source}: unknown setting {str(name)!r}.{hint}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read settings from a TOML file; `-` and `_` in names are equal, `lambda` is `lam`."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    values = {name.replace("-", "_"): value for name, value in raw.items()}
+    if "lambda" in values:
+        values["lam"] = values.pop("lambda")
+    check_names(values, str(path))
+    return values
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold one object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected one JSON object.")
+    return content
+
+
+def setting_types() -> dict[str, type]:
+    """Return the plain type of every setting, None stripped: `int` for `int | None`."""
+    hints = typing.get_type_hints(TrainConfig)
+    return {spec.name: _plain_type(hints[spec.name]) for spec in dataclasses.fields(TrainConfig)}
+
+
+def _plain_type(hint: Any) -> type:
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _checked(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value in the setting's own type, or raise ConfigError."""
+    kind = setting_types()[spec.name]
+    option = spec.metadata.get("flag") or "--" + spec.name.replace("_", "-")
+    if value is None:
+        if spec.default is None:
+            return None
+        raise ConfigError(f"{option} needs a value.")
+    if kind is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            numbers = tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{option} {value!r}: expected numbers, such as 40,80.") from None
+        for number in numbers:
+            _check_range(spec, option, number)
+        return numbers
+    converted = _converted(kind, value)
+    if converted is None:
+        raise ConfigError(f"{option} {value!r}: expected {_KIND_NAMES[kind]}.")
+    choices = spec.metadata.get("choices")
+    if choices and converted not in choices:
+        raise ConfigError(f"{option} {value!r}: choose one of {', '.join(choices)}.")
+    if kind in (int, float):
+        _check_range(spec, option, converted)
+    return converted
+
+
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false"} | {
+    Path: "a path",
+    str: "text",
+}
+
+
+def _converted(kind: type, value: Any) -> Any:
+    """Return `value` as `kind` where nothing is lost, else None."""
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, bool):
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def _check_range(spec: dataclasses.Field[Any], option: str, value: float) -> None:
+    low, high = spec.metadata.get("low"), spec.metadata.get("high")
+    if math.isnan(value) or (low is not None and value < low):
+        raise ConfigError(f"{option} {value}: must be at least {low:g}.")
+    if math.isinf(value) or (high is not None and value > high):
+        limit = "finite" if high is None else f"at most {high:g}"
+        raise ConfigError(f"{option} {value}: must be {limit}.")

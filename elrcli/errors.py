@@ -1,0 +1,43 @@
+"""The errors a user can mend. Each message names the place, the problem and the remedy.
+
+The command line maps them to exit codes in one place, `elrcli.cli.app.main`.
+"""
+
+from __future__ import annotations
+
+
+class ElrError(Exception):
+    """Base of every error that `elr` reports in one line, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(ElrError):
+    """A setting has a value that cannot work."""
+
+
+class DataError(ElrError):
+    """A folder, a CSV file or an image cannot be used as given."""
+
+
+class ModelError(ElrError):
+    """A backbone, its weights or the device cannot be used as asked."""
+
+
+class RunError(ElrError):
+    """A run folder is missing, incomplete, or in the way."""
+
+
+class TrainingError(ElrError):
+    """Training cannot go on; the last saved state is intact."""
+
+
+class Interrupted(ElrError):
+    """A signal ended the work after the state was saved.
+
+    `signal_number` 2 (SIGINT) gives exit code 130, 15 (SIGTERM) gives 143.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
