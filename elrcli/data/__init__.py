@@ -1,0 +1,1 @@
+"""From files on a disk to batches: manifest, images, transforms, cache, loader, noise."""

@@ -1,0 +1,160 @@
+"""Batches of images by manifest row, the same whatever the number of worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from elrcli.data.cache import ImageCache
+from elrcli.data.images import ImageProblem, read_image
+from elrcli.data.manifest import Manifest
+from elrcli.data.transforms import Transform
+from elrcli.errors import TrainingError
+
+
+class Batch(NamedTuple):
+    """B images that could be read; B may be 0."""
+
+    images: Tensor  # [B, 3, S, S] uint8, channels_last
+    labels: Tensor  # [B] int64 given labels
+    index: Tensor  # type: ignore[assignment]  # [B] int64 manifest rows, no repeats
+    unreadable: tuple[tuple[int, str], ...]  # (row, reason) of the images left out
+
+
+class RowLoader:
+    """Load manifest rows in batches of nearly equal size.
+
+    The order is a function of (seed, epoch), the augmentation of (seed, epoch, row). One
+    iteration at a time: starting the next epoch ends the last one.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        rows: np.ndarray,
+        transform: Transform,
+        *,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        shuffle: bool,
+        cache: ImageCache | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        if cache is not None and cache.load_size != transform.load_size:
+            raise ValueError(f"cache holds {cache.load_size} px, not {transform.load_size} px")
+        self._order = _BatchOrder(np.asarray(rows, dtype=np.int64), batch_size, seed, shuffle)
+        self._loader: DataLoader[Batch] = DataLoader(
+            _RowDataset(manifest, transform, seed, cache),
+            batch_size=None,  # the sampler hands out whole batches of rows
+            sampler=self._order,
+            collate_fn=_as_is,  # the default would take the named tuple apart
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker if workers > 0 else None,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch, from `start_batch` on."""
+        self._order.epoch = epoch
+        self._order.start_batch = start_batch
+        try:
+            for batch in self._loader:
+                # Pinning memory turns inner tuples into lists.
+                left_out = tuple((row, reason) for row, reason in batch.unreadable)
+                yield batch._replace(unreadable=left_out)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                "A process that loads images died, mostly for lack of memory. Lower --workers or"
+                " --batch-size; in a container, allow more shared memory (--shm-size)."
+            ) from error
+
+
+class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
+    """Yields (epoch, rows of one batch); set `epoch` and `start_batch` before iterating."""
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.epoch = 0
+        self.start_batch = 0
+        self._rows = rows
+        self._num_batches = -(-len(rows) // batch_size)
+        self._seed = seed
+        self._shuffle = shuffle
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        if self._num_batches == 0:
+            return
+        rows = self._rows
+        if self._shuffle:
+            rows = np.random.default_rng([self._seed, self.epoch]).permutation(rows)
+        # Near-equal batches: no stray last batch of one, which BatchNorm cannot train on.
+        for batch in np.array_split(rows, self._num_batches)[self.start_batch :]:
+            yield self.epoch, batch
+
+
+class _RowDataset(Dataset[Batch]):
+    def __init__(
+        self, manifest: Manifest, transform: Transform, seed: int, cache: ImageCache | None
+    ) -> None:
+        self._manifest = manifest
+        self._transform = transform
+        self._seed = seed
+        self._cache = cache
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
+        epoch, rows = request
+        squares: list[np.ndarray] = []
+        kept: list[int] = []
+        unreadable: list[tuple[int, str]] = []
+        for row in rows.tolist():
+            try:
+                image = self._read(row)
+            except ImageProblem as problem:
+                unreadable.append((row, str(problem)))
+                continue
+            squares.append(self._transform(image, (self._seed, epoch, row)))
+            kept.append(row)
+        index = np.array(kept, dtype=np.int64)
+        return Batch(
+            images=_stack(squares, self._transform.image_size),
+            labels=torch.from_numpy(self._manifest.labels[index].astype(np.int64)),
+            index=torch.from_numpy(index),
+            unreadable=tuple(unreadable),
+        )
+
+    def _read(self, row: int) -> np.ndarray:
+        if self._cache is not None:
+            return self._cache.read(row)
+        return read_image(self._manifest.file(row), self._transform.load_size)
+
+
+def _stack(squares: list[np.ndarray], size: int) -> Tensor:
+    """Return [B, 3, S, S] in channels_last memory from B arrays [S, S, 3]."""
+    images = np.empty((len(squares), size, size, 3), dtype=np.uint8)
+    for i, square in enumerate(squares):
+        images[i] = square
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which saves its state and then ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,534 @@
+"""Which images there are, their labels and splits: folder or CSV -> `Manifest`.
+
+Row *i* of the manifest is sample *i* everywhere; rows are sorted by path once and never
+renumbered. Nothing here opens an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from elrcli.data.images import IMAGE_SUFFIXES
+from elrcli.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+SPLIT_CODES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+DELIMITERS = ",;\t"
+SHOWN = 5  # bad rows, missing files, loose names that one message lists
+
+
+class StringTable(Sequence[str]):
+    """Many strings as one byte array with offsets.
+
+    Reading it does not touch reference counts, so worker processes share its memory pages.
+    Bytes that are not UTF-8 (in file names) survive through `surrogateescape`.
+    """
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        self._offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(item) for item in encoded], out=self._offsets[1:])
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = int(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        i %= len(self)
+        start, end = self._offsets[i], self._offsets[i + 1]
+        return self._bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """N labelled images. `labels`, `splits` and `truth` are parallel to `paths`."""
+
+    root: Path  # absolute; paths are relative to it
+    paths: StringTable  # [N] forward slashes, sorted by code point
+    labels: np.ndarray  # [N] int32 ids of the given labels
+    splits: np.ndarray  # [N] int8 codes, indices into SPLITS
+    classes: tuple[str, ...]
+    truth: np.ndarray | None = None  # [N] int32 ids of the true labels, only for reports
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def has_val(self) -> bool:
+        return bool((self.splits == SPLIT_CODES["val"]).any())
+
+    def rows(self, split: str) -> np.ndarray:
+        """Return the rows of one split, ascending, int64."""
+        return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
+
+    def file(self, row: int) -> Path:
+        return self.root / self.paths[row]
+
+
+def load_data(
+    data: Path,
+    *,
+    root: Path | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+    truth_column: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Manifest:
+    """Read a folder of class folders, a folder with `train/` and `val/`, or a CSV file.
+
+    `classes` fixes the class list and its order; a label outside it is an error.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise DataError(f"{data}: no such file or folder. Check the path.")
+    if data.is_dir():
+        csv_only = {
+            "--root": root is not None,
+            "--path-column": path_column != "path",
+            "--label-column": label_column != "label",
+            "--split-column": split_column != "split",
+            "--truth-column": truth_column is not None,
+        }
+        given = [option for option, is_set in csv_only.items() if is_set]
+        if given:
+            raise DataError(f"{data} is a folder, but {given[0]} needs a CSV file. Leave it out.")
+        manifest = _scan_folder(data, classes)
+    else:
+        manifest = _read_csv(
+            data, root, path_column, label_column, split_column, truth_column, classes
+        )
+    if manifest.num_classes < 2 and classes is None:
+        raise DataError(
+            f"{data}: only one class, '{manifest.classes[0]}'. A classifier needs at least two."
+        )
+    return manifest
+
+
+def draw_validation(manifest: Manifest, fraction: float, seed: int) -> Manifest:
+    """Move a stratified `fraction` of the train rows to `val`; every class keeps one in train.
+
+    Returns the manifest itself if it has val rows already or `fraction` is 0. Which rows of a
+    class are drawn depends on the seed and that class alone.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ConfigError(f"--val-fraction {fraction}: must be at least 0 and below 1.")
+    if manifest.has_val or fraction == 0.0:
+        return manifest
+    train = manifest.rows("train")
+    counts = np.bincount(manifest.labels[train], minlength=manifest.num_classes)
+    taken = _apportion(counts, fraction, seed)
+    splits = manifest.splits.copy()
+    for label, count in enumerate(taken):
+        rows = train[manifest.labels[train] == label]
+        drawn = np.random.default_rng([seed, label]).permutation(rows)[:count]
+        splits[drawn] = SPLIT_CODES["val"]
+    return replace(manifest, splits=splits)
+
+
+def _apportion(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return how many of each class to draw, [K]: largest remainders, at least one in all."""
+    total = max(1, round(fraction * int(counts.sum())))
+    exact = counts * fraction
+    taken: np.ndarray = np.minimum(np.floor(exact), np.maximum(counts - 1, 0)).astype(np.int64)
+    tie_break = np.random.default_rng(seed).random(len(counts))
+    for label in np.lexsort((tie_break, -(exact - np.floor(exact)))):
+        if taken.sum() >= total:
+            break
+        if counts[label] - taken[label] > 1:
+            taken[label] += 1
+    return taken
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return `manifest.csv` as text; write it as UTF-8 with errors="surrogateescape"."""
+    buffer = io.StringIO(newline="")
+    plain = csv.writer(buffer, lineterminator="\n")
+    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    header = ["path", "label", "split"]
+    plain.writerow(header if manifest.truth is None else [*header, "true_label"])
+    for row, path in enumerate(manifest.paths):
+        cells = [path, manifest.classes[manifest.labels[row]], SPLITS[manifest.splits[row]]]
+        if manifest.truth is not None:
+            cells.append(manifest.classes[manifest.truth[row]])
+        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    return buffer.getvalue()
+
+
+def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifest:
+    """Read back what `manifest_text` gave: same rows, same order, no look at the images."""
+    class_ids = {name: i for i, name in enumerate(classes)}
+    paths: list[str] = []
+    labels: list[int] = []
+    splits: list[int] = []
+    truth: list[int] = []
+    try:
+        with open(csv_path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader)
+            if header not in (["path", "label", "split"], ["path", "label", "split", "true_label"]):
+                raise ValueError(f"columns {header}")
+            for cells in reader:
+                path, label, split, *true_label = cells
+                paths.append(path)
+                labels.append(class_ids[label])
+                splits.append(SPLITS.index(split))
+                truth.extend(class_ids[name] for name in true_label)
+            if len(truth) != (len(paths) if len(header) == 4 else 0):
+                raise ValueError("ragged rows")
+    except FileNotFoundError as error:
+        raise DataError(f"{csv_path}: no such file. The run folder is incomplete.") from error
+    except (ValueError, KeyError, StopIteration, csv.Error) as error:
+        raise DataError(
+            f"{csv_path}: damaged ({error}). Restore the run folder or train again."
+        ) from error
+    return Manifest(
+        root=Path(os.path.abspath(root)),
+        paths=StringTable(paths),
+        labels=np.array(labels, dtype=np.int32),
+        splits=np.array(splits, dtype=np.int8),
+        classes=tuple(classes),
+        truth=np.array(truth, dtype=np.int32) if len(header) == 4 else None,
+    )
+
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Sort key that puts '2' before '10'; odd parts are digits, so keys always compare."""
+    parts: list[str | tuple[int, str]] = list(re.split(r"([0-9]+)", name))
+    for i in range(1, len(parts), 2):
+        digits = str(parts[i]).lstrip("0")
+        parts[i] = (len(digits), digits)
+    return parts, name
+
+
+# --- folders ---
+
+
+def _scan_folder(folder: Path, classes: Sequence[str] | None) -> Manifest:
+    root = os.path.abspath(folder)
+    split_folders = _split_folders(root, folder)
+    paths: list[str] = []
+    names: list[str] = []
+    splits: list[int] = []
+    for prefix, code in split_folders or [("", 0)]:
+        top = os.path.join(root, prefix) if prefix else root
+        before = len(paths)
+        for class_folder in _subfolders(top):
+            start = f"{prefix}/{class_folder}/" if prefix else f"{class_folder}/"
+            found = list(_image_paths(os.path.join(top, class_folder), start, (_identity(top),)))
+            paths += found
+            names += [class_folder.strip()] * len(found)
+        if len(paths) == before:
+            raise DataError(_nothing_found(top))
+        splits += [code] * (len(paths) - before)
+    return _build(root, paths, names, splits, None, classes, str(folder))
+
+
+def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
+    """Return (sub-folder, split code) if the folder holds splits, else nothing."""
+    subfolders = _subfolders(root)
+    split_names = [name for name in subfolders if name.lower() in SPLIT_CODES]
+    found = [(name, SPLIT_CODES[name.lower()]) for name in split_names]
+    codes = [code for _, code in found]
+    if 0 not in codes or (len(found) < 2 and len(subfolders) > 1):
+        return []
+    if len(set(codes)) < len(codes):
+        raise DataError(
+            f"{folder}: more than one folder for the same split"
+            f" ({', '.join(split_names)}). Keep one of them."
+        )
+    return found
+
+
+def _subfolders(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
+
+
+def _image_paths(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Yield `prefix` + path of every image below `folder`.
+
+    `above` identifies the folders on the way down: a link back to one of them is not followed.
+    """
+    here = _identity(folder)
+    if here in above:
+        return
+    try:
+        entries = os.scandir(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
+    with entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _image_paths(entry.path, f"{prefix}{name}/", (*above, here))
+            elif _is_image_name(name):
+                yield prefix + name
+
+
+def _is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    info = os.stat(folder)
+    return info.st_dev, info.st_ino
+
+
+def _nothing_found(folder: str) -> str:
+    """Say what a folder without labelled images has instead."""
+    with os.scandir(folder) as entries:
+        has_loose = any(_is_image_name(e.name) and not e.is_dir() for e in entries)
+    layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
+    if has_loose:
+        return f"{folder}: images but no class sub-folders with images. {layout}"
+    return f"{folder}: no images found. {layout}"
+
+
+# --- CSV files ---
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    label: str
+    split: int
+    truth: str | None
+
+
+def _read_csv(
+    csv_path: Path,
+    root: Path | None,
+    path_column: str,
+    label_column: str,
+    split_column: str,
+    truth_column: str | None,
+    classes: Sequence[str] | None,
+) -> Manifest:
+    base = os.path.abspath(csv_path.parent if root is None else root)
+    if not os.path.isdir(base):
+        raise DataError(f"{base}: no such folder. Check --root.")
+    bases = {base, os.path.realpath(base)}
+    known = None if classes is None else set(classes)
+    rows: dict[str, _Row] = {}
+    bad: list[str] = []
+
+    lines = _csv_rows(csv_path, path_column)
+    header = [name.strip() for name in next(lines)[1]]
+    path_at = _column(csv_path, header, path_column, "--path-column")
+    label_at = _column(csv_path, header, label_column, "--label-column")
+    has_split = split_column in header or split_column != "split"
+    split_at = _column(csv_path, header, split_column, "--split-column") if has_split else None
+    truth_at = None
+    if truth_column is not None:
+        truth_at = _column(csv_path, header, truth_column, "--truth-column")
+
+    for line, cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        place = f"{csv_path}:{line}:"
+        if len(cells) > len(header):
+            bad.append(f"{place} {len(cells)} cells, but the header has {len(header)}")
+            continue
+        cells += [""] * (len(header) - len(cells))
+        problem = None
+        label = cells[label_at].strip()
+        split_name = "" if split_at is None else cells[split_at].strip()
+        split = SPLIT_CODES.get(split_name.lower() or "train")
+        truth = None if truth_at is None else cells[truth_at].strip()
+        path = _relative(cells[path_at], bases)
+        if not cells[path_at].strip():
+            problem = "no path"
+        elif path is None:
+            problem = f"'{_shown(cells[path_at])}' lies outside {base}. Set --root."
+        elif not label:
+            problem = "no label"
+        elif known is not None and label not in known:
+            problem = _unknown("class", label, known)
+        elif split is None:
+            problem = _unknown("split", split_name, SPLITS)
+        elif truth == "":
+            problem = f"no true label in column '{truth_column}'"
+        elif truth is not None and known is not None and truth not in known:
+            problem = _unknown("class", truth, known)
+        if problem is not None or path is None or split is None:
+            bad.append(f"{place} {problem}")
+            continue
+        row = _Row(line, label, split, truth)
+        first = rows.setdefault(path, row)
+        if (first.label, first.split, first.truth) != (row.label, row.split, row.truth):
+            bad.append(f"{place} {_conflict(path, first, row)}")
+
+    if bad:
+        raise DataError(_listed(bad))
+    if not rows:
+        raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
+    missing = [p for p in rows if not os.path.exists(f"{base}/{p}")]
+    if missing:
+        places = [f"{csv_path}:{rows[p].line}: no such file: {_shown(p)}" for p in missing]
+        raise DataError(
+            f"{csv_path}: {len(missing)} of {len(rows)} files do not exist under {base}."
+            f" Set --root to the folder that the paths start from.\n{_listed(places)}"
+        )
+    truths = None if truth_column is None else [row.truth or "" for row in rows.values()]
+    return _build(
+        base,
+        list(rows),
+        [row.label for row in rows.values()],
+        [row.split for row in rows.values()],
+        truths,
+        classes,
+        str(csv_path),
+    )
+
+
+def _csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line number, cells) of every row, the header first."""
+    try:
+        file = open(csv_path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{csv_path}: cannot be read ({error.strerror}).") from error
+    with file:
+        first = file.readline()
+        if not first.strip():
+            raise DataError(f"{csv_path}: no header line. Start with a line such as path,label.")
+        if "\0" in first:
+            raise DataError(f"{csv_path}: not a text file in UTF-8. Save it as CSV (UTF-8).")
+        file.seek(0)
+        reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
+        line = 1
+        try:
+            for cells in reader:
+                yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{csv_path}:{line}: not valid CSV: {error}.") from error
+
+
+def _delimiter(header: str, path_column: str) -> str:
+    """Return the delimiter under which the header has the path column, else most columns."""
+
+    def quality(delimiter: str) -> tuple[bool, int]:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+        return path_column in names, len(names)
+
+    return max(DELIMITERS, key=quality)
+
+
+def _column(csv_path: Path, header: list[str], name: str, option: str) -> int:
+    if name in header:
+        return header.index(name)
+    raise DataError(
+        f"{csv_path}:1: no column '{name}'; there are: {', '.join(header)}."
+        f"{_did_you_mean(name, header)} Name it with {option}."
+    )
+
+
+def _relative(path: str, bases: set[str]) -> str | None:
+    """Return a path relative to the data root, with forward slashes; None if it leaves it."""
+    path = os.path.normpath(path)
+    if os.path.isabs(path):
+        for base in bases:
+            if path.startswith(os.path.join(base, "")):
+                return path[len(os.path.join(base, "")) :].replace(os.sep, "/")
+        return None
+    path = path.replace(os.sep, "/")
+    return None if path == ".." or path.startswith("../") else path
+
+
+def _conflict(path: str, first: _Row, row: _Row) -> str:
+    if first.label != row.label:
+        what = f"label '{first.label}' on line {first.line} and '{row.label}' here"
+    elif first.split != row.split:
+        what = f"split '{SPLITS[first.split]}' on line {first.line} and '{SPLITS[row.split]}' here"
+    else:
+        what = f"true label '{first.truth}' on line {first.line} and '{row.truth}' here"
+    return f"'{_shown(path)}' has {what}. Keep one of the two lines."
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    hint = _did_you_mean(name, known) or f" Known: {', '.join(sorted(known)[:SHOWN])}."
+    return f"unknown {kind} '{_shown(name)}'.{hint}"
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _listed(problems: list[str]) -> str:
+    more = len(problems) - SHOWN
+    return "\n".join(problems[:SHOWN] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _shown(text: str) -> str:
+    """Return text that any terminal can print."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# --- both ---
+
+
+def _build(
+    root: str,
+    paths: list[str],
+    names: list[str],
+    splits: list[int],
+    truths: list[str] | None,
+    classes: Sequence[str] | None,
+    place: str,
+) -> Manifest:
+    """Sort the rows by path and turn names into class ids."""
+    present = set(names) | set(truths or ())
+    for name in present:
+        if _shown(name) != name:
+            raise DataError(f"{place}: class '{_shown(name)}' is not UTF-8 text. Rename it.")
+    if classes is None:
+        classes = sorted(present, key=natural_key)
+    unknown = sorted(present - set(classes), key=natural_key)
+    if unknown:
+        problems = [f"{place}: {_unknown('class', name, classes)}" for name in unknown]
+        raise DataError(_listed(problems))
+    class_ids = {name: i for i, name in enumerate(classes)}
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    truth = None
+    if truths is not None:
+        truth = np.array([class_ids[truths[i]] for i in order], dtype=np.int32)
+    return Manifest(
+        root=Path(root),
+        paths=StringTable(paths[i] for i in order),
+        labels=np.array([class_ids[names[i]] for i in order], dtype=np.int32),
+        splits=np.array(splits, dtype=np.int8)[order],
+        classes=tuple(classes),
+        truth=truth,
+    )

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elrcli.data import cache as module
+from elrcli.data.cache import ImageCache
+from elrcli.data.images import ImageProblem, read_image
+from elrcli.data.manifest import Manifest, load_data
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Manifest:
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(20, 10), (10, 20), (12, 12), (90, 9)]):
+        folder = tmp_path / "data" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return load_data(tmp_path / "data")
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[Path]:
+    """Collects the files that are decoded."""
+    paths: list[Path] = []
+    monkeypatch.setattr(
+        module, "read_image", lambda path, side: paths.append(path) or read_image(path, side)
+    )
+    return paths
+
+
+def make(manifest: Manifest, mode: str, folder: Path) -> ImageCache:
+    return ImageCache(manifest, 8, mode, folder if mode == "disk" else None)
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+def test_each_file_is_decoded_once(manifest, reads, tmp_path, mode):
+    cache = make(manifest, mode, tmp_path / "cache")
+    for _ in range(3):
+        for row in range(4):
+            image = cache.read(row)
+            np.testing.assert_array_equal(image, read_image(manifest.file(row), 8))
+            assert image.flags.writeable
+    assert reads == [manifest.file(row) for row in range(4)]
+
+
+def test_the_disk_cache_serves_the_next_run(manifest, reads, tmp_path):
+    for _ in range(2):
+        cache = make(manifest, "disk", tmp_path / "cache")
+        cache.read(0)
+    assert len(reads) == 1
+
+
+def test_changed_and_deleted_files_are_forgotten(manifest, reads, tmp_path):
+    cache = make(manifest, "disk", tmp_path / "cache")
+    for row in range(4):
+        cache.read(row)
+    Image.new("RGB", (9, 9), "red").save(manifest.file(1))
+    os.utime(manifest.file(2), ns=(0, 1))
+    manifest.file(3).unlink()
+    reads.clear()
+
+    cache = make(manifest, "disk", tmp_path / "cache")
+    cache.read(0)
+    assert cache.read(1)[0, 0].tolist() == [255, 0, 0]
+    cache.read(2)
+    with pytest.raises(ImageProblem, match="does not exist"):
+        cache.read(3)
+    assert reads == [manifest.file(row) for row in (1, 2, 3)]
+
+
+def test_another_size_or_manifest_has_its_own_files(manifest, tmp_path):
+    folder = tmp_path / "cache"
+    (manifest.root / "a/new.png").symlink_to(manifest.file(0))
+    ImageCache(manifest, 8, "disk", folder)
+    ImageCache(manifest, 9, "disk", folder)
+    ImageCache(load_data(manifest.root), 8, "disk", folder)
+    assert len(list(folder.glob("*.index"))) == 3
+
+
+def test_damaged_pixels_are_read_again(manifest, reads, tmp_path):
+    make(manifest, "disk", tmp_path / "cache").read(0)
+    (pixels,) = (tmp_path / "cache").glob("*.pixels")
+    pixels.write_bytes(b"\0" * pixels.stat().st_size)
+    cache = make(manifest, "disk", tmp_path / "cache")
+    np.testing.assert_array_equal(cache.read(0), read_image(manifest.file(0), 8))
+    pixels.write_bytes(b"")
+    np.testing.assert_array_equal(cache.read(0), read_image(manifest.file(0), 8))
+    assert len(reads) == 3
+
+
+def test_a_full_disk_means_no_cache_and_no_failure(manifest, reads, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RESERVE", 2**62)
+    monkeypatch.setattr(
+        module.shutil, "disk_usage", lambda _: module.shutil._ntuple_diskusage(100, 90, 10)
+    )
+    cache = make(manifest, "disk", tmp_path / "cache")
+    cache.read(0)
+    cache.read(0)
+    assert len(reads) == 2
+
+
+def test_unreadable_images_are_tried_again(manifest, tmp_path):
+    cache = make(manifest, "disk", tmp_path / "cache")
+    content = manifest.file(0).read_bytes()
+    manifest.file(0).write_bytes(content[:60])
+    with pytest.raises(ImageProblem):
+        cache.read(0)
+    manifest.file(0).write_bytes(content)
+    assert cache.read(0).shape == (8, 16, 3)
+
+
+def test_two_processes_share_the_files(manifest, reads, tmp_path):
+    cache = make(manifest, "ram", tmp_path)
+    other = pickle.loads(pickle.dumps(cache))  # what a spawned worker gets
+    cache.read(0)
+    other.read(1)
+    np.testing.assert_array_equal(other.read(0), read_image(manifest.file(0), 8))
+    np.testing.assert_array_equal(cache.read(1), read_image(manifest.file(1), 8))
+    assert len(reads) == 2
+
+
+def test_the_ram_cache_goes_with_its_owner(manifest):
+    cache = ImageCache(manifest, 8, "ram")
+    other = pickle.loads(pickle.dumps(cache))
+    other.read(0)
+    folder = cache._stem.parent
+    del other
+    assert folder.exists()
+    del cache
+    assert not folder.exists()
+
+
+def test_wrong_modes(manifest):
+    for mode in ("none", "disk"):
+        with pytest.raises(ValueError, match="cache mode"):
+            ImageCache(manifest, 8, mode)

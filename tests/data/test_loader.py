@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from elrcli.data.cache import ImageCache
+from elrcli.data.images import read_image
+from elrcli.data.loader import Batch, RowLoader
+from elrcli.data.manifest import Manifest, load_data
+from elrcli.data.transforms import Transform, eval_transform, train_transform
+from elrcli.errors import TrainingError
+
+
+@pytest.fixture
+def manifest(tmp_path, shapes_folder) -> Manifest:
+    folder, _ = shapes_folder(tmp_path, per_class=7, size=20)
+    return load_data(folder)
+
+
+def make(manifest: Manifest, **options: object) -> RowLoader:
+    settings: dict[str, object] = {
+        "rows": np.arange(len(manifest)),
+        "transform": train_transform("light", 16, flip=True),
+        "batch_size": 8,
+        "workers": 0,
+        "seed": 3,
+        "shuffle": True,
+        **options,
+    }
+    return RowLoader(manifest, **settings)  # type: ignore[arg-type]
+
+
+def rows_of(batches: list[Batch]) -> list[int]:
+    return [row for batch in batches for row in batch.index.tolist()]
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.index, other.index)
+        assert one.unreadable == other.unreadable
+
+
+def test_a_batch_has_the_promised_shapes(manifest):
+    batch = next(make(manifest).epoch(0))
+    assert batch.images.shape == (7, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.labels.dtype == batch.index.dtype == torch.int64
+    assert batch.unreadable == ()
+
+
+def test_images_labels_and_rows_belong_together(manifest):
+    transform = eval_transform(16)
+    batches = list(make(manifest, transform=transform).epoch(0))
+    for batch in batches:
+        for image, label, row in zip(batch.images, batch.labels, batch.index, strict=True):
+            expected = transform(read_image(manifest.file(int(row)), 16), ())
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+            assert manifest.paths[int(row)].startswith(manifest.classes[int(label)])
+
+
+def test_an_epoch_visits_each_row_once(manifest):
+    loader = make(manifest, rows=np.array([2, 3, 5, 7, 11]), batch_size=2)
+    batches = list(loader.epoch(0))
+    assert sorted(rows_of(batches)) == [2, 3, 5, 7, 11]
+    assert len(batches) == len(loader) == 3
+
+
+def test_batches_are_nearly_equal_so_that_none_holds_one_image(manifest):
+    loader = make(manifest, batch_size=10)  # 21 rows
+    assert [len(batch.index) for batch in loader.epoch(0)] == [7, 7, 7]
+    assert [len(batch.index) for batch in make(manifest).epoch(0)] == [7, 7, 7]
+    assert [len(batch.index) for batch in make(manifest, batch_size=20).epoch(0)] == [11, 10]
+
+
+def test_order_and_pixels_depend_on_seed_and_epoch_alone(manifest):
+    loader = make(manifest)
+    first, second = list(loader.epoch(0)), list(loader.epoch(1))
+    assert rows_of(first) != rows_of(second)
+    assert_same(list(loader.epoch(0)), first)
+    assert_same(list(make(manifest).epoch(1)), second)
+    assert rows_of(list(make(manifest, seed=4).epoch(0))) != rows_of(first)
+    pixels = {int(r): im for b in first for r, im in zip(b.index, b.images, strict=True)}
+    again = {int(r): im for b in second for r, im in zip(b.index, b.images, strict=True)}
+    assert sum(not torch.equal(pixels[row], again[row]) for row in pixels) > 15
+
+
+def test_pixels_of_a_row_do_not_depend_on_the_batch_it_is_in(manifest):
+    many = {int(r): im for b in make(manifest).epoch(0) for r, im in zip(*b[2::-2], strict=True)}
+    (alone,) = make(manifest, rows=np.array([4])).epoch(0)
+    assert torch.equal(alone.images[0], many[4])
+
+
+def test_without_shuffle_the_rows_keep_their_order(manifest):
+    assert rows_of(list(make(manifest, shuffle=False).epoch(5))) == list(range(21))
+
+
+def test_an_epoch_can_start_in_the_middle(manifest):
+    loader = make(manifest)
+    whole = list(loader.epoch(2))
+    assert_same(list(loader.epoch(2, start_batch=1)), whole[1:])
+    assert list(loader.epoch(2, start_batch=3)) == []
+
+
+def test_worker_processes_change_nothing(manifest, tmp_path):
+    (manifest.root / manifest.paths[4]).write_bytes(b"")
+    alone, helped = make(manifest), make(manifest, workers=2)
+    for epoch in range(2):
+        assert_same(list(helped.epoch(epoch)), list(alone.epoch(epoch)))
+    next(helped.epoch(0))  # an epoch that is left early
+    assert_same(list(helped.epoch(1, start_batch=1)), list(alone.epoch(1, start_batch=1)))
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_changes_nothing(manifest, tmp_path, mode, workers):
+    transform = train_transform("standard", 16, flip=True)
+    cache = ImageCache(manifest, transform.load_size, mode, tmp_path / "cache")
+    plain = make(manifest, transform=transform)
+    cached = make(manifest, transform=transform, cache=cache, workers=workers)
+    for epoch in range(2):
+        assert_same(list(cached.epoch(epoch)), list(plain.epoch(epoch)))
+
+
+def test_workers_fill_one_cache(manifest, tmp_path):
+    cache = ImageCache(manifest, 16, "disk", tmp_path / "cache")
+    list(make(manifest, cache=cache, workers=2).epoch(0))
+    size = 21 * 16 * 16 * 3
+    (pixels,) = (tmp_path / "cache").glob("*.pixels")
+    assert pixels.stat().st_size == size
+    list(make(manifest, cache=cache, workers=2).epoch(1))
+    assert pixels.stat().st_size == size  # nothing was decoded again
+
+
+def test_unreadable_images_are_left_out_and_reported(manifest):
+    (manifest.root / manifest.paths[0]).write_bytes(b"")
+    (manifest.root / manifest.paths[2]).unlink()
+    batches = list(make(manifest, shuffle=False, batch_size=7).epoch(0))
+    assert batches[0].index.tolist() == [1, 3, 4, 5, 6]
+    assert batches[0].images.shape[0] == len(batches[0].labels) == 5
+    assert batches[0].unreadable == ((0, "the file is empty"), (2, "the file does not exist"))
+    assert batches[1].unreadable == ()
+
+
+def test_a_batch_without_any_readable_image_still_arrives(manifest):
+    (manifest.root / manifest.paths[3]).write_bytes(b"")
+    (batch,) = make(manifest, rows=np.array([3])).epoch(0)
+    assert batch.images.shape == (0, 3, 16, 16)
+    assert batch.labels.shape == batch.index.shape == (0,)
+    assert batch.unreadable == ((3, "the file is empty"),)
+
+
+def test_no_rows_give_no_batches(manifest):
+    loader = make(manifest, rows=np.array([], dtype=np.int64))
+    assert len(loader) == 0
+    assert list(loader.epoch(0)) == []
+
+
+def test_a_single_row(manifest):
+    (batch,) = make(manifest, rows=np.array([20]), batch_size=1).epoch(0)
+    assert batch.index.tolist() == [20]
+
+
+def test_given_labels_are_served_never_the_true_ones(manifest):
+    other = replace(manifest, truth=(manifest.labels + 1) % 3)
+    assert_same(list(make(other).epoch(0)), list(make(manifest).epoch(0)))
+
+
+def test_a_cache_of_another_size_is_refused(manifest, tmp_path):
+    cache = ImageCache(manifest, 17, "disk", tmp_path / "cache")
+    with pytest.raises(ValueError, match="17 px, not 16 px"):
+        make(manifest, cache=cache)
+
+
+CTRL_C_WITH_WORKERS = """
+import os, signal, sys
+from pathlib import Path
+from elrcli.data.loader import RowLoader
+from elrcli.data.manifest import load_data
+from elrcli.data.transforms import train_transform
+
+signal.signal(signal.SIGINT, lambda number, frame: None)  # the main process finishes its work
+manifest = load_data(Path(sys.argv[1]))
+rows = manifest.rows("train")
+loader = RowLoader(
+    manifest, rows, train_transform("light", 16, True),
+    batch_size=2, workers=2, seed=0, shuffle=True,
+)
+count = 0
+for number, batch in enumerate(loader.epoch(0)):
+    if number == 2:
+        os.killpg(0, signal.SIGINT)  # what a terminal sends
+    count += len(batch.index)
+assert count == len(rows), count
+"""
+
+
+def test_ctrl_c_does_not_kill_workers_and_the_exit_is_quiet(manifest):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CTRL_C_WITH_WORKERS, str(manifest.root)],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class _Fatal(Transform):
+    """Ends its process at once, as the kernel does when memory runs out."""
+
+    def __init__(self) -> None:
+        super().__init__([], 16, 16, is_random=False)
+
+    def __call__(self, image: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+        os._exit(1)
+
+
+def test_a_dead_worker_is_named_with_a_remedy(manifest):
+    loader = make(manifest, transform=_Fatal(), workers=1)
+    with pytest.raises(TrainingError, match="Lower --workers"):
+        list(loader.epoch(0))
+
+
+def test_errors_of_the_code_are_not_hidden(manifest):
+    class Broken:
+        load_size = image_size = 16
+
+        def __call__(self, image: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(make(manifest, transform=Broken()).epoch(0))
+
+
+def test_shapes_folder_plants_exactly_the_flips(tmp_path, shapes_folder):
+    folder, truth = shapes_folder(tmp_path, per_class=10, flip_share=0.2)
+    assert len(truth) == 30
+    assert sum(Path(path).parts[0] != true for path, true in truth.items()) == 6
+    assert sorted(truth) == list(load_data(folder).paths)
