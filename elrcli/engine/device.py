@@ -1,0 +1,80 @@
+"""Where and in which arithmetic a network runs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elrcli.errors import ModelError
+from elrcli.models import Preprocessing
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and the precision of the network's arithmetic on it."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which the network computes."""
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def normalise(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Move uint8 images [B, 3, S, S] to the device and normalise them there."""
+        images = images.to(self.device, non_blocking=True)
+        mean = torch.tensor(preprocessing.mean, device=self.device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(preprocessing.std, device=self.device).view(1, 3, 1, 1) * 255
+        return images.float().sub_(mean).div_(std)
+
+
+def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Resolve `auto` and refuse what this machine does not have."""
+    chosen = _choose_device(device)
+    if precision == "auto":
+        precision = _best_precision(chosen)
+    if precision == "fp16" and chosen.type == "cpu":
+        raise ModelError("--precision fp16: needs a GPU. Use fp32 or bf16 on the CPU.")
+    return Runtime(chosen, precision)
+
+
+def worker_count(requested: int | None) -> int:
+    """Return the number of loading processes: as asked, or by the cores this process may use."""
+    if requested is not None:
+        return requested
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, cores or 1)
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"--device {name}: unknown. Use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ModelError(f"--device {name}: this machine has {count} CUDA devices. Use auto.")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ModelError("--device mps: not available on this machine. Use auto.")
+    elif device.type != "cpu":
+        raise ModelError(f"--device {name}: not supported. Use auto, cpu, cuda, cuda:1 or mps.")
+    return device
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -1,0 +1,439 @@
+"""Training: from settings to a finished run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import elrcli
+from elrcli.config import TrainConfig
+from elrcli.data.cache import ImageCache
+from elrcli.data.loader import Batch, RowLoader
+from elrcli.data.manifest import (
+    SPLITS,
+    Manifest,
+    draw_validation,
+    load_data,
+    manifest_text,
+)
+from elrcli.data.transforms import Transform, eval_transform, train_transform
+from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint
+from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.inference import predict_batches
+from elrcli.engine.interrupts import StopSignals
+from elrcli.engine.metrics import (
+    METRIC_COLUMNS,
+    EpochTotals,
+    agreement_metrics,
+    held_out_metrics,
+    loss_metrics,
+    memorisation_metrics,
+)
+from elrcli.engine.observer import Observer, TrainingPlan
+from elrcli.engine.predict import stored_preprocessing
+from elrcli.engine.schedules import Schedule, set_learning_rate
+from elrcli.errors import DataError
+from elrcli.methods.build import build_method
+from elrcli.methods.record import SampleRecord
+from elrcli.methods.single import SingleNetwork
+from elrcli.models import (
+    Preprocessing,
+    create_network,
+    freeze,
+    parameter_groups,
+    preprocessing,
+    training_mode,
+)
+from elrcli.plots import curves_svg
+from elrcli.run import RunFolder, atomic_path, csv_text, json_text, write_text
+
+SECONDS_BETWEEN_CURVES = 30.0
+
+
+def fit(
+    config: TrainConfig,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> RunFolder:
+    """Train as `config` says and return the run folder.
+
+    `out` defaults to `runs/<data>-<backbone>-<time>`. Raises DataError, ModelError, RunError or
+    TrainingError; Interrupted after SIGINT or SIGTERM, with the state saved.
+    """
+    observer = observer or Observer()
+    runtime = choose_runtime(config.device, config.precision)
+    manifest = draw_validation(_load(config), config.val_fraction, config.seed)
+    if len(manifest.rows("train")) < 2:
+        raise DataError(f"{config.data}: too few training images. At least 2 are needed.")
+    torch.manual_seed(config.seed)
+    network = create_network(
+        config.backbone,
+        manifest.num_classes,
+        pretrained=config.pretrained,
+        weights=config.weights,
+        small_input=config.small_input,
+        image_size=config.image_size,
+    )
+    prepared = preprocessing(network, config.image_size)
+    config = resolve(config, manifest, prepared)
+    run = RunFolder.create(out or _default_out(config), overwrite=overwrite)
+    write_text(run.config_file, _config_text(config, manifest, prepared))
+    write_text(run.classes_file, json_text({"classes": list(manifest.classes)}))
+    write_text(run.manifest_file, manifest_text(manifest))
+    training = Training(config, manifest, run, network, runtime, prepared)
+    training.save()
+    return training.run_to_end(observer)
+
+
+def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
+    """Continue a run from its last checkpoint; a finished run is returned as it is."""
+    run = RunFolder.open(run_path)
+    config = run.train_config()
+    manifest = run.manifest()
+    network = create_network(
+        config.backbone,
+        manifest.num_classes,
+        small_input=config.small_input,
+        image_size=config.image_size,
+    )
+    runtime = choose_runtime(config.device, config.precision)
+    training = Training(config, manifest, run, network, runtime, stored_preprocessing(run))
+    training.load_state_dict(load_checkpoint(run.checkpoint_folder))
+    return training.run_to_end(observer or Observer())
+
+
+def resolve(config: TrainConfig, manifest: Manifest, prepared: Preprocessing) -> TrainConfig:
+    """Return `config` with every automatic choice made."""
+    sgd = config.optimizer == "sgd"
+    return config.replace(
+        data=config.data.absolute(),
+        batch_size=config.batch_size or automatic_batch_size(len(manifest.rows("train"))),
+        lr=config.lr if config.lr is not None else (0.02 if sgd else 0.001),
+        weight_decay=(
+            config.weight_decay if config.weight_decay is not None else (0.001 if sgd else 0.05)
+        ),
+        image_size=prepared.image_size,
+        workers=worker_count(config.workers),
+    )
+
+
+def automatic_batch_size(images: int) -> int:
+    """Return 64, or less where an epoch would have fewer than about 20 steps; at least 16."""
+    return max(16, min(64, 2 ** int(np.log2(max(images / 20, 1)))))
+
+
+@dataclass
+class Training:
+    """One run in progress: what the loop works on and what a checkpoint holds."""
+
+    config: TrainConfig
+    manifest: Manifest
+    run: RunFolder
+    network: torch.nn.Module
+    runtime: Runtime
+    preprocessing: Preprocessing
+    epoch: int = 0  # the next one to train
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config, manifest, device = self.config, self.manifest, self.runtime.device
+        classes = manifest.num_classes
+        freeze(self.network, config.freeze)
+        self.network.to(device, memory_format=torch.channels_last)
+        self.method: SingleNetwork = build_method(config, self.network, len(manifest), classes)
+        self.method.to(device)
+        self.record = SampleRecord(len(manifest), classes, config.epochs).to(device)
+        self.plan = self._plan()
+        self.labels = torch.from_numpy(manifest.labels.astype(np.int64)).to(device)
+        truth = manifest.truth
+        self.truth = None if truth is None else torch.from_numpy(truth.astype(np.int64)).to(device)
+        self.rows = {split: torch.from_numpy(manifest.rows(split)).to(device) for split in SPLITS}
+        self.optimizer = _build_optimizer(config, self.network, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
+        self.schedule = Schedule(
+            kind=config.schedule,
+            epochs=config.epochs,
+            warmup=config.warmup,
+            min_factor=config.min_lr,
+            milestones=config.milestones,
+            step_factor=config.step_factor,
+            restart_epochs=config.restart_epochs,
+        )
+        if config.compile:
+            self.network.compile()
+
+    def run_to_end(self, observer: Observer) -> RunFolder:
+        """Train the remaining epochs, saving after each, and write the results."""
+        if self.config.tensorboard:
+            from elrcli.engine.tensorboard import TensorBoardObserver
+
+            observer = TensorBoardObserver(self.run.tensorboard_folder, observer)
+        size = self.preprocessing.image_size
+        augmented = train_transform(self.config.augment, size, self.config.flip)
+        loader = self._loader("train", augmented, shuffle=True)
+        held_out = {
+            split: self._loader(split, eval_transform(size), shuffle=False)
+            for split in ("val", "test")
+        }
+        observer.training_started(self.plan)
+        drawn_at = time.monotonic()
+        remedy = f"Continue with: elr train --resume {self.run.path}"
+        with StopSignals() as stop:
+            while self.epoch < self.config.epochs:
+                is_last = self.epoch + 1 == self.config.epochs
+                before = self.record.prediction.clone()
+                started = time.monotonic()
+                totals = self._train_epoch(loader, observer, stop, remedy)
+                self._observe_held_out("val", held_out["val"], observer)
+                if is_last:
+                    self._observe_held_out("test", held_out["test"], observer)
+                row = self._epoch_metrics(totals, before, time.monotonic() - started)
+                self.metrics.append(row)
+                self.epoch += 1
+                self.save()
+                if not is_last and time.monotonic() - drawn_at > SECONDS_BETWEEN_CURVES:
+                    write_text(self.run.curves_file, curves_svg(self.metrics))
+                    drawn_at = time.monotonic()
+                observer.epoch_finished(row)
+                if not is_last:
+                    stop.raise_if_received(remedy)
+        write_text(self.run.curves_file, curves_svg(self.metrics))
+        self._save_model()
+        if self.unreadable:
+            observer.note(
+                f"{len(self.unreadable)} images could not be read and were left out:"
+                f" {self.run.unreadable_file}"
+            )
+        return self.run
+
+    def _train_epoch(
+        self, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
+    ) -> EpochTotals:
+        config, method, device = self.config, self.method, self.runtime.device
+        training_mode(self.network, config.freeze)
+        totals = EpochTotals(device)
+        done, total = 0, len(self.rows["train"])
+        stage = f"epoch {self.epoch + 1}/{config.epochs}"
+        for number, batch in enumerate(totals.time_waiting(loader.epoch(self.epoch))):
+            self._note_unreadable(batch)
+            done += len(batch.index) + len(batch.unreadable)
+            if len(batch.index) > 0:
+                labels = batch.labels.to(device, non_blocking=True)
+                index = batch.index.to(device, non_blocking=True)
+                images = self.runtime.normalise(batch.images, self.preprocessing)
+                generator = self._seed_step(self.epoch, number)
+                with self.runtime.autocast():
+                    step = method.training_step(images, labels, index, generator)
+                self.scaler.scale(step.loss / config.accumulate).backward()
+                self.record.update(step.probs, labels, index, self.epoch)
+                totals.add(step, len(index))
+            if (number + 1) % config.accumulate == 0 or number + 1 == len(loader):
+                factor = self.schedule.factor(self.epoch + (number + 1) / len(loader))
+                set_learning_rate(self.optimizer, self.plan.lr * factor)
+                self._optimizer_step()
+            observer.progress(stage, done, total)
+            stop.raise_if_received(remedy)
+        return totals
+
+    def _optimizer_step(self) -> None:
+        if self.config.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step()
+
+    def _seed_step(self, epoch: int, number: int) -> torch.Generator:
+        """Make all randomness of a step (dropout, mixup) a function of (seed, epoch, number)."""
+        seed = int(np.random.SeedSequence([self.config.seed, epoch, number]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
+
+    def _observe_held_out(self, split: str, loader: RowLoader, observer: Observer) -> None:
+        """Let targets and record take the predictions for rows that training does not touch."""
+        done, total = 0, len(self.rows[split])
+        batches = predict_batches(self.method.predict, loader, self.runtime, self.preprocessing)
+        for probs, batch in batches:
+            self._note_unreadable(batch)
+            done += len(batch.index) + len(batch.unreadable)
+            if len(batch.index) > 0:
+                index = batch.index.to(self.runtime.device)
+                self.method.observe(probs, index)
+                self.record.update(probs, self.labels[index], index, self.epoch)
+            observer.progress(split, done, total)
+
+    def _epoch_metrics(
+        self, totals: EpochTotals, before: Tensor, seconds: float
+    ) -> dict[str, float]:
+        train, predicted = self.rows["train"], self.record.prediction
+        row: dict[str, float] = {
+            "epoch": self.epoch + 1,
+            "lr": self.plan.lr * self.schedule.factor(self.epoch + 1),
+            "seconds": seconds,
+            **loss_metrics(totals),
+            **agreement_metrics(
+                predicted[train], before[train], self.method.targets[train], self.labels[train]
+            ),
+        }
+        if self.truth is not None:
+            row |= memorisation_metrics(predicted[train], self.labels[train], self.truth[train])
+        for split in ("val", "test"):
+            rows = self.rows[split]
+            truth = None if self.truth is None else self.truth[rows]
+            given_prob = self.record.given_prob[rows, self.epoch]
+            row |= held_out_metrics(split, predicted[rows], given_prob, self.labels[rows], truth)
+        return row
+
+    def _note_unreadable(self, batch: Batch) -> None:
+        self.unreadable.update(dict(batch.unreadable))
+        if len(self.unreadable) == len(self.manifest):
+            row, reason = next(iter(self.unreadable.items()))
+            raise DataError(
+                f"{self.manifest.root}: no image can be read. {self.manifest.paths[row]}: {reason}."
+            )
+
+    def save(self) -> None:
+        """Write the checkpoint, then the text files that follow from it."""
+        save_checkpoint(self.run.checkpoint_folder, self.epoch, self.state_dict())
+        write_text(self.run.metrics_file, csv_text(self.metrics, METRIC_COLUMNS))
+        paths = self.manifest.paths
+        rows = [
+            {"path": paths[row], "reason": self.unreadable[row]} for row in sorted(self.unreadable)
+        ]
+        write_text(self.run.unreadable_file, csv_text(rows, ("path", "reason")))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resume needs."""
+        return {
+            "epoch": self.epoch,
+            "method": self.method.state_dict(),
+            "record": self.record.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "metrics": self.metrics,
+            "unreadable": list(self.unreadable.items()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state that `state_dict` returned."""
+        self.epoch = state["epoch"]
+        self.method.load_state_dict(state["method"])
+        self.record.load_state_dict(state["record"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.metrics = state["metrics"]
+        self.unreadable = dict(state["unreadable"])
+
+    def _save_model(self) -> None:
+        weights = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.method.prediction_network().state_dict().items()
+        }
+        with atomic_path(self.run.model_file) as temporary:
+            safetensors.torch.save_file(weights, temporary)
+
+    def _loader(self, split: str, transform: Transform, *, shuffle: bool) -> RowLoader:
+        config = self.config
+        cache = None
+        if config.cache != "none":
+            cache = ImageCache(
+                self.manifest, transform.load_size, config.cache, self.run.cache_folder
+            )
+        return RowLoader(
+            self.manifest,
+            self.manifest.rows(split),
+            transform,
+            batch_size=self.plan.batch_size,
+            workers=self.plan.workers,
+            seed=config.seed,
+            shuffle=shuffle,
+            cache=cache,
+            pin_memory=self.runtime.device.type == "cuda",
+        )
+
+    def _plan(self) -> TrainingPlan:
+        config = self.config
+        counts = {split: len(self.manifest.rows(split)) for split in SPLITS}
+        assert config.batch_size is not None, "resolve() fills the automatic settings"
+        assert config.lr is not None
+        assert config.workers is not None
+        return TrainingPlan(
+            run=str(self.run.path),
+            backbone=config.backbone,
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
+            method=config.method,
+            device=str(self.runtime.device),
+            precision=self.runtime.precision,
+            classes=self.manifest.num_classes,
+            train_images=counts["train"],
+            val_images=counts["val"],
+            test_images=counts["test"],
+            image_size=self.preprocessing.image_size,
+            epochs=config.epochs,
+            first_epoch=self.epoch,
+            batches=-(-counts["train"] // config.batch_size),
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            lr=config.lr,
+            workers=config.workers,
+        )
+
+
+def _load(config: TrainConfig) -> Manifest:
+    return load_data(
+        config.data,
+        root=config.root,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        split_column=config.split_column,
+        truth_column=config.truth_column,
+    )
+
+
+def _build_optimizer(
+    config: TrainConfig, network: torch.nn.Module, device: torch.device
+) -> torch.optim.Optimizer:
+    assert config.weight_decay is not None
+    groups = parameter_groups(
+        network,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        head_lr_scale=config.head_lr_scale,
+    )
+    fused = device.type in ("cuda", "cpu")
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=fused)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)
+
+
+def _default_out(config: TrainConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    backbone = config.backbone.replace("/", "_").replace(":", "_")
+    return Path("runs") / f"{config.data.stem}-{backbone}-{stamp}"
+
+
+def _config_text(config: TrainConfig, manifest: Manifest, prepared: Preprocessing) -> str:
+    packages = ("torch", "timm", "albumentations", "numpy", "pillow")
+    return json_text(
+        {
+            "elr": elrcli.__version__,
+            "settings": config.to_dict(),
+            "data_root": str(manifest.root),
+            "preprocessing": dataclasses.asdict(prepared),
+            "versions": {name: version(name) for name in packages},
+        }
+    )

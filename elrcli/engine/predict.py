@@ -1,0 +1,136 @@
+"""Classifying images with a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from elrcli.data.loader import RowLoader
+from elrcli.data.manifest import Manifest, StringTable
+from elrcli.data.transforms import eval_transform
+from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.inference import predict_batches
+from elrcli.engine.observer import Observer
+from elrcli.errors import RunError
+from elrcli.models import Preprocessing, create_network, load_weights
+from elrcli.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The result for one image: probabilities [K] in class order, or the reason for none."""
+
+    path: str
+    probabilities: np.ndarray | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The network of a run, ready on a device."""
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    runtime: Runtime
+
+    @classmethod
+    def load(cls, run_path: Path, *, device: str = "auto", precision: str = "auto") -> Predictor:
+        """Load the weights that `elr train` left in the run."""
+        run = RunFolder.open(run_path)
+        if not run.model_file.is_file():
+            raise RunError(
+                f"{run_path}: holds no model.safetensors, training has not finished. "
+                f"Continue with: elr train --resume {run_path}"
+            )
+        config, classes = run.train_config(), run.classes()
+        runtime = choose_runtime(device, precision)
+        network = create_network(
+            config.backbone,
+            len(classes),
+            small_input=config.small_input,
+            image_size=config.image_size,
+        )
+        load_weights(network, run.model_file)
+        network.eval().to(runtime.device, memory_format=torch.channels_last)
+        return cls(network, classes, stored_preprocessing(run), runtime)
+
+    def manifest_batches(
+        self,
+        manifest: Manifest,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]]:
+        """Yield (rows [B], probabilities [B, K] fp32, unreadable (row, reason)) in row order."""
+        loader = RowLoader(
+            manifest,
+            rows,
+            eval_transform(self.preprocessing.image_size),
+            batch_size=batch_size,
+            workers=min(worker_count(workers), len(rows) // 200) if workers is None else workers,
+            seed=0,
+            shuffle=False,
+            pin_memory=self.runtime.device.type == "cuda",
+        )
+        for probs, batch in predict_batches(self.network, loader, self.runtime, self.preprocessing):
+            yield batch.index.numpy(), probs.cpu().numpy(), batch.unreadable
+
+
+def predict_images(
+    run_path: Path,
+    files: Sequence[Path],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    workers: int | None = None,
+    observer: Observer | None = None,
+) -> Iterator[Prediction]:
+    """Yield one prediction per file, in the order given.
+
+    A file that cannot be read gets a prediction whose `error` says why.
+    """
+    predictor = Predictor.load(run_path, device=device, precision=precision)
+    manifest = Manifest(
+        root=Path(),
+        paths=StringTable([str(file) for file in files]),
+        labels=np.zeros(len(files), dtype=np.int32),
+        splits=np.zeros(len(files), dtype=np.int8),
+        classes=predictor.classes,
+    )
+    done = 0
+    for rows, probs, unreadable in predictor.manifest_batches(
+        manifest, np.arange(len(files)), batch_size=batch_size, workers=workers
+    ):
+        found = {
+            int(row): Prediction(manifest.paths[int(row)], prob)
+            for row, prob in zip(rows, probs, strict=True)
+        }
+        for row, reason in unreadable:
+            found[row] = Prediction(manifest.paths[row], None, reason)
+        for row in sorted(found):
+            yield found[row]
+        done += len(found)
+        if observer is not None:
+            observer.progress("predict", done, len(files))
+
+
+def stored_preprocessing(run: RunFolder) -> Preprocessing:
+    """Return the preprocessing that the run was trained with."""
+    stored = run.config().get("preprocessing")
+    try:
+        assert isinstance(stored, dict)
+        return Preprocessing(
+            int(stored["image_size"]),
+            tuple(float(value) for value in stored["mean"]),
+            tuple(float(value) for value in stored["std"]),
+        )
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise RunError(f"{run.config_file}: holds no valid preprocessing.") from None

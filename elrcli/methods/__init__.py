@@ -1,0 +1,1 @@
+"""Losses and the state they keep per sample, behind one protocol."""

@@ -1,0 +1,72 @@
+"""Early-Learning Regularization (Liu et al., NeurIPS 2020), the loss and its target table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PROBABILITY_FLOOR = 1e-4
+
+
+class ELRLoss(nn.Module):
+    """Cross-entropy plus the early-learning regulariser; keeps one target row per sample.
+
+    `targets` [N, K] is a buffer: it is part of `state_dict` and follows `.to(device)`.
+    A row starts at zero ("never seen") and sums to `1 - beta ** visits` afterwards.
+    """
+
+    targets: Tensor
+
+    def __init__(
+        self, num_samples: int, num_classes: int, *, lam: float = 3.0, beta: float = 0.7
+    ) -> None:
+        super().__init__()
+        self.lam = lam
+        self.beta = beta
+        self.register_buffer("targets", torch.zeros(num_samples, num_classes))
+
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        """Return the ELR loss of one batch and move its target rows.
+
+        logits [B, K], labels [B] int64, index [B] int64 sample rows without repeats -> scalar,
+        negative values are normal. Liu et al. 2020, eq. 6.
+        """
+        probs = clamped_softmax(logits)
+        targets = self.update_targets(probs, index)
+        cross_entropy = functional.cross_entropy(_at_least_fp32(logits), labels)
+        return cross_entropy + self.lam * elr_term(probs, targets)
+
+    @torch.no_grad()
+    def update_targets(self, probs: Tensor, index: Tensor) -> Tensor:
+        """Move the target rows of a batch towards `probs` and return them.
+
+        probs [B, K] in (0, 1), index [B] -> targets [B, K] without gradient. Eq. 9.
+        """
+        normalised = probs / probs.sum(dim=1, keepdim=True)
+        rows = self.beta * self.targets[index] + (1 - self.beta) * normalised
+        self.targets[index] = rows.to(self.targets.dtype)
+        return rows
+
+    def extra_repr(self) -> str:
+        """Describe the loss in `print(loss_fn)`."""
+        samples, classes = self.targets.shape
+        return f"{samples} samples, {classes} classes, lam={self.lam}, beta={self.beta}"
+
+
+def clamped_softmax(logits: Tensor) -> Tensor:
+    """Return softmax(logits) clamped to [1e-4, 1 - 1e-4], logits [B, K] -> [B, K].
+
+    Computed in fp32 at least, also under autocast: half precision rounds 1 - 1e-4 to 1.
+    """
+    probs = _at_least_fp32(logits).softmax(dim=1)
+    return probs.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+
+
+def elr_term(probs: Tensor, targets: Tensor) -> Tensor:
+    """Return mean_i log(1 - <p_i, t_i>), probs and targets [B, K] -> scalar <= 0."""
+    return torch.log(1 - (probs * targets).sum(dim=1)).mean()
+
+
+def _at_least_fp32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,44 @@
+"""What a run remembers of each sample while it trains: the evidence of an audit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SampleRecord(nn.Module):
+    """Per-sample sums over the epochs, as buffers: N samples, K classes, E epochs.
+
+    Rows of the training split hold predictions made while training on them; rows of the other
+    splits hold held-out predictions.
+    """
+
+    prob_sum: Tensor  # [N, K] sum of predicted probabilities
+    margin_sum: Tensor  # [N] sum of p(given) - max p(other)
+    visits: Tensor  # [N] int32 predictions seen
+    agreements: Tensor  # [N] int32 predictions equal to the given label
+    prediction: Tensor  # [N] int64 last predicted class, -1 before the first
+    given_prob: Tensor  # [N, E] half: p(given label) in each epoch, NaN where not seen
+
+    def __init__(self, num_samples: int, num_classes: int, epochs: int) -> None:
+        super().__init__()
+        self.register_buffer("prob_sum", torch.zeros(num_samples, num_classes))
+        self.register_buffer("margin_sum", torch.zeros(num_samples))
+        self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
+        self.register_buffer("agreements", torch.zeros(num_samples, dtype=torch.int32))
+        self.register_buffer("prediction", torch.full((num_samples,), -1))
+        history = torch.full((num_samples, epochs), torch.nan, dtype=torch.float16)
+        self.register_buffer("given_prob", history)
+
+    @torch.no_grad()
+    def update(self, probs: Tensor, labels: Tensor, index: Tensor, epoch: int) -> None:
+        """Add the predictions of one batch: probs [B, K], labels and index [B]."""
+        given = probs.gather(1, labels[:, None])[:, 0]
+        others = probs.scatter(1, labels[:, None], -1.0)
+        predicted = probs.argmax(dim=1)
+        self.prob_sum[index] += probs
+        self.margin_sum[index] += given - others.amax(dim=1)
+        self.visits[index] += 1
+        self.agreements[index] += (predicted == labels).int()
+        self.prediction[index] = predicted
+        self.given_prob[index, epoch] = given.half()

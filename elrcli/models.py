@@ -1,0 +1,282 @@
+"""Backbones: the only module that imports timm."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import safetensors.torch
+import timm
+import timm.data
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+from elrcli.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the network expects: `(pixel / 255 - mean) / std` at `image_size`."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
+    """Return timm model names that contain `pattern` or match it as a glob."""
+    glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    return list(timm.list_models(glob, pretrained=pretrained))
+
+
+def create_network(
+    backbone: str,
+    num_classes: int,
+    *,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    small_input: bool = False,
+    image_size: int | None = None,
+) -> nn.Module:
+    """Build a timm network with a new head of `num_classes` outputs."""
+    config = _pretrained_config(backbone)
+    options: dict[str, Any] = {}
+    if image_size is not None and config.get("fixed_input_size"):
+        options["img_size"] = image_size
+    if not (pretrained and weights is None):
+        network = timm.create_model(backbone, num_classes=num_classes, **options)
+    else:
+        network = _download(backbone, num_classes, options)
+    calm_head(network)
+    if weights is not None:
+        load_weights(network, weights, classifier_names(network))
+    if small_input:
+        shrink_stem(network)
+    return network
+
+
+def calm_head(network: nn.Module) -> None:
+    """Start the head near zero, so that the first predictions are near uniform.
+
+    Some timm heads start with logits of a deviation above 5 for few classes. ELR would take such
+    confident random guesses for targets.
+    """
+    for name in classifier_names(network):
+        head = network.get_submodule(name)
+        if isinstance(head, nn.Linear | nn.Conv2d):
+            nn.init.normal_(head.weight, std=0.01)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+
+
+def preprocessing(network: nn.Module, image_size: int | None = None) -> Preprocessing:
+    """Return the network's own preprocessing, at another size if one is given."""
+    config = timm.data.resolve_model_data_config(network)
+    size = image_size or int(config["input_size"][-1])
+    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]))
+
+
+def classifier_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the module names of the head that timm replaces for new classes."""
+    names = getattr(network, "pretrained_cfg", {}).get("classifier", ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _is_head(parameter: str, network: nn.Module) -> bool:
+    return any(parameter.startswith(f"{name}.") for name in classifier_names(network))
+
+
+def load_weights(network: nn.Module, path: Path, head: tuple[str, ...] = ()) -> None:
+    """Load a timm state dict; a head for other classes is left as it was made.
+
+    `.pth` files are read as tensors only: code in a pickle is refused, never run.
+    """
+    state = read_state_dict(path)
+    own = network.state_dict()
+    for name in list(state):
+        belongs_to_head = any(name.startswith(f"{prefix}.") for prefix in head)
+        if belongs_to_head and (name not in own or own[name].shape != state[name].shape):
+            del state[name]
+    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
+    unknown = [name for name in state if name not in own]
+    missing = [
+        name
+        for name in own
+        if name not in state and not any(name.startswith(f"{prefix}.") for prefix in head)
+    ]
+    if wrong or unknown or missing:
+        details = [
+            f"{len(names)} {what}, first {names[0]!r}"
+            for what, names in (
+                ("of another shape", wrong),
+                ("unknown", unknown),
+                ("missing", missing),
+            )
+            if names
+        ]
+        raise ModelError(
+            f"{path}: weights do not fit the backbone ({'; '.join(details)}). "
+            "Choose the --backbone that they were made for."
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name from `.safetensors`, or from `.pth` without unpickling code."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file. Give --weights a timm state dict.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ModelError(f"{path}: not a readable state dict ({_first_line(error)}).") from None
+    except Exception as error:  # pickle.UnpicklingError: weights_only refuses code
+        raise ModelError(
+            f"{path}: refused, holds more than tensors ({_first_line(error)})."
+        ) from None
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(f"{path}: holds no state dict. Expected tensors by name.")
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path}: holds no state dict. Expected tensors by name.")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def shrink_stem(network: nn.Module) -> None:
+    """Make the stem fit images near 32 pixels: first convolution 3x3 with stride 1, no max-pool.
+
+    A larger pretrained kernel keeps its centre.
+    """
+    name = getattr(network, "pretrained_cfg", {}).get("first_conv")
+    if not isinstance(name, str):
+        raise ModelError("--small-input: this backbone has no single first convolution to shrink.")
+    stem = network.get_submodule(name)
+    if not isinstance(stem, nn.Conv2d) or stem.kernel_size[0] % 2 == 0:
+        raise ModelError(f"--small-input: {name} is no convolution that can take stride 1.")
+    kernel = stem.kernel_size[0]
+    if kernel > 3:
+        margin = (kernel - 3) // 2
+        stem.weight = nn.Parameter(stem.weight.data[:, :, margin:-margin, margin:-margin].clone())
+        stem.kernel_size = (3, 3)
+        stem.padding = (1, 1)
+    stem.stride = (1, 1)
+    if isinstance(getattr(network, "maxpool", None), nn.Module):
+        network.maxpool = nn.Identity()
+
+
+def parameter_groups(
+    network: nn.Module, *, weight_decay: float, layer_decay: float, head_lr_scale: float
+) -> list[dict[str, Any]]:
+    """Return optimiser groups; `lr_scale` in a group is its factor of the learning rate.
+
+    Biases and normalisation have no weight decay. With `layer_decay` below 1 timm's groups
+    give earlier layers smaller rates.
+    """
+    if layer_decay < 1.0:
+        groups = param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay)
+    else:
+        groups = param_groups_weight_decay(network, weight_decay)
+    head_ids = {
+        id(parameter) for name, parameter in network.named_parameters() if _is_head(name, network)
+    }
+    result = []
+    for group in groups:
+        scale = float(group.get("lr_scale", 1.0))
+        for is_head in (False, True):
+            chosen = [p for p in group["params"] if (id(p) in head_ids) == is_head]
+            if chosen:
+                result.append(
+                    {
+                        "params": chosen,
+                        "weight_decay": float(group["weight_decay"]),
+                        "lr_scale": scale * (head_lr_scale if is_head else 1.0),
+                    }
+                )
+    return result
+
+
+def freeze(network: nn.Module, what: str) -> None:
+    """Fix `norm` (BatchNorm weights and statistics) or `backbone` (all but the head)."""
+    if what == "backbone":
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(_is_head(name, network))
+    elif what == "norm":
+        for module in _batch_norms(network):
+            module.requires_grad_(False)
+
+
+def training_mode(network: nn.Module, frozen: str) -> None:
+    """Set train mode; frozen BatchNorm keeps its statistics."""
+    network.train()
+    if frozen != "none":
+        for module in _batch_norms(network):
+            module.eval()
+
+
+def _batch_norms(network: nn.Module) -> Iterator[nn.Module]:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield module
+
+
+def _pretrained_config(backbone: str) -> dict[str, Any]:
+    try:
+        config = timm.get_pretrained_cfg(backbone)
+    except (RuntimeError, ValueError):
+        config = None
+    name = backbone.split(".")[0]
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ModelError(f"{backbone}: no such backbone.{hint} `elr backbones` lists them.")
+    return dict(config.to_dict()) if config is not None else {}
+
+
+def _download(backbone: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # its retries would fill the screen
+    try:
+        with _offline_when_unreachable():
+            return timm.create_model(backbone, pretrained=True, num_classes=num_classes, **options)
+    except Exception as error:  # hub, network and timm raise many unrelated kinds here
+        raise ModelError(
+            f"{backbone}: pretrained weights cannot be had ({_first_line(error)}). "
+            "Give a local file with --weights FILE, or start from scratch with --no-pretrained."
+        ) from None
+    finally:
+        hub_logging.set_verbosity(level)
+
+
+@contextmanager
+def _offline_when_unreachable() -> Iterator[None]:
+    """Use only cached weights where the hub has no address: its client retries for a minute."""
+    constants: Any = huggingface_hub.constants
+    host = urllib.parse.urlparse(constants.ENDPOINT).hostname
+    was_offline = constants.HF_HUB_OFFLINE
+    try:
+        if not urllib.request.getproxies():
+            socket.getaddrinfo(host, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160] or type(error).__name__

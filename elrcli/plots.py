@@ -1,0 +1,91 @@
+"""Pictures from numbers: the only module that imports matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2f6db3", "#d98324", "#3a8f5c", "#c0453b", "#8a8f98"
+Rows = Sequence[Mapping[str, float | None]]
+
+
+def curves_svg(metrics: Rows) -> str:
+    """Return the rows of `metrics.csv` as a picture (SVG text)."""
+    with_truth = any(row.get("wrong_memorised") is not None for row in metrics)
+    figure = Figure(figsize=(12.0, 6.2 if with_truth else 3.2), layout="constrained")
+    axes = figure.subplots(2 if with_truth else 1, 3, squeeze=False)
+    _loss_panel(axes[0, 0], metrics)
+    _agreement_panel(axes[0, 1], metrics)
+    _change_panel(axes[0, 2], metrics)
+    if with_truth:
+        _truth_panel(axes[1, 0], metrics, "clean", "Correctly labelled training images")
+        _truth_panel(axes[1, 1], metrics, "wrong", "Wrongly labelled training images")
+        _accuracy_panel(axes[1, 2], metrics)
+    return _svg(figure)
+
+
+def _loss_panel(axes: Axes, metrics: Rows) -> None:
+    _draw(axes, metrics, "loss_ce", "cross-entropy", BLUE)
+    _draw(axes, metrics, "loss_elr", "ELR term", ORANGE)
+    _draw(axes, metrics, "loss", "sum", GREY, style="--")
+    _draw(axes, metrics, "val_loss", "validation", GREEN)
+    _finish(axes, "Loss", percent=False)
+
+
+def _agreement_panel(axes: Axes, metrics: Rows) -> None:
+    _draw(axes, metrics, "train_agreement", "prediction", BLUE)
+    _draw(axes, metrics, "target_agreement", "target", ORANGE)
+    _draw(axes, metrics, "val_agreement", "validation", GREEN)
+    _finish(axes, "Agreement with the given labels", percent=True)
+
+
+def _change_panel(axes: Axes, metrics: Rows) -> None:
+    _draw(axes, metrics, "changed", "changed since the last epoch", BLUE)
+    _draw(axes, metrics, "wait_share", "time spent waiting for data", GREY, style=":")
+    _finish(axes, "Predictions that changed", percent=True)
+
+
+def _truth_panel(axes: Axes, metrics: Rows, kind: str, title: str) -> None:
+    _draw(axes, metrics, f"{kind}_right", "predicted right", GREEN)
+    _draw(axes, metrics, f"{kind}_memorised", "memorised", RED)
+    _draw(axes, metrics, f"{kind}_other", "otherwise", GREY)
+    _finish(axes, title, percent=True)
+
+
+def _accuracy_panel(axes: Axes, metrics: Rows) -> None:
+    _draw(axes, metrics, "val_accuracy_true", "validation", GREEN)
+    _draw(axes, metrics, "test_accuracy_true", "test", BLUE)
+    _finish(axes, "Accuracy against the true labels", percent=True)
+
+
+def _draw(axes: Axes, metrics: Rows, name: str, label: str, colour: str, style: str = "-") -> None:
+    points = [(row["epoch"], row[name]) for row in metrics if row.get(name) is not None]
+    if points:
+        epochs, values = zip(*points, strict=True)
+        marker = "o" if len(points) < 4 else None
+        axes.plot(epochs, values, style, color=colour, label=label, marker=marker, markersize=4)
+
+
+def _finish(axes: Axes, title: str, *, percent: bool) -> None:
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(True, color="#e3e5e8", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if percent:
+        axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.set_canvas(FigureCanvasSVG(figure))
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,213 @@
+"""The run folder: the name of every file in it, and writing that is whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elrcli.config import TrainConfig, read_json_object
+from elrcli.data.manifest import Manifest, read_manifest
+from elrcli.errors import ConfigError, RunError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder written by `elr train`. Tensors are safetensors, the rest is text."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """All resolved settings, preprocessing and versions."""
+        return self.path / "config.json"
+
+    @property
+    def classes_file(self) -> Path:
+        """Class names; the position is the class id."""
+        return self.path / "classes.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        """One line per sample, in index order."""
+        return self.path / "manifest.csv"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One line per epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def model_file(self) -> Path:
+        """Weights that predict."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Everything a resume needs."""
+        return self.path / "checkpoint"
+
+    @property
+    def unreadable_file(self) -> Path:
+        """Images that were left out, with the reason."""
+        return self.path / "unreadable.csv"
+
+    @property
+    def curves_file(self) -> Path:
+        """The metrics as a picture."""
+        return self.path / "curves.svg"
+
+    @property
+    def audit_folder(self) -> Path:
+        """Default place of an audit's output."""
+        return self.path / "audit"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Decoded images, with `--cache disk`."""
+        return self.path / "cache"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """TensorBoard events, with `--tensorboard`."""
+        return self.path / "tensorboard"
+
+    @classmethod
+    def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
+        """Make an empty run folder; an existing one is replaced only with `overwrite`."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file. Choose another --out.")
+        if path.is_dir() and any(path.iterdir()):
+            run = cls(path)
+            if not run.config_file.is_file():
+                raise RunError(f"{path}: not empty and not a run. Choose another --out.")
+            if not overwrite:
+                raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be created ({error.strerror}).") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return the run at `path`, or say why there is none."""
+        run = cls(path)
+        if not path.is_dir():
+            raise RunError(f"{path}: no such folder. Name a folder written by `elr train`.")
+        if not run.config_file.is_file():
+            raise RunError(f"{path}: holds no config.json. Name a folder written by `elr train`.")
+        return run
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of `config.json`."""
+        try:
+            return read_json_object(self.config_file)
+        except ConfigError as error:
+            raise RunError(str(error)) from None
+
+    def train_config(self) -> TrainConfig:
+        """Return the resolved settings of the run."""
+        settings = self.config().get("settings")
+        if not isinstance(settings, dict):
+            raise RunError(f"{self.config_file}: holds no settings.")
+        return TrainConfig.from_dict(settings, str(self.config_file))
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names in id order."""
+        try:
+            names = read_json_object(self.classes_file).get("classes")
+        except ConfigError as error:
+            raise RunError(str(error)) from None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RunError(f"{self.classes_file}: expected a list of names under 'classes'.")
+        return tuple(names)
+
+    def manifest(self) -> Manifest:
+        """Return the samples of the run, in index order."""
+        root = self.config().get("data_root")
+        if not isinstance(root, str):
+            raise RunError(f"{self.config_file}: holds no data_root.")
+        return read_manifest(self.manifest_file, Path(root), self.classes())
+
+    def metrics(self) -> list[dict[str, float | None]]:
+        """Return the rows of `metrics.csv`, empty cells as None."""
+        if not self.metrics_file.is_file():
+            return []
+        with self.metrics_file.open(newline="", encoding="utf-8") as file:
+            return [
+                {name: float(cell) if cell else None for name, cell in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """Return the run under `runs` that was changed last."""
+    found = [path.parent for path in runs.glob("*/config.json")]
+    if not found:
+        raise RunError(f"{runs}: holds no run. Name one, or train one with `elr train DATA`.")
+    return max(found, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as CSV; None becomes an empty cell, floats keep 6 significant digits."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    return buffer.getvalue()
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return indented JSON that ends in a newline."""
+    return json.dumps(content, indent=2, ensure_ascii=True) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, as UTF-8 with undecodable bytes kept."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on leaving it is flushed to disk and renamed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}).") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
