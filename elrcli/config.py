@@ -108,11 +108,13 @@ class TrainConfig:
     )
     ema_decay: float = setting(0.997, "Decay of the weight average.", METHOD, low=0.0, high=0.99999)
 
-    epochs: int = setting(15, "Passes over the training data.", OPTIMISATION, low=1, short="-e")
+    epochs: int = setting(
+        15, "Passes over the training data.", OPTIMISATION, low=1, high=10_000, short="-e"
+    )
     batch_size: int | None = setting(
         None, "Images per step.", OPTIMISATION, low=1, auto="64, less for few images"
     )
-    optimizer: str = setting("sgd", "Optimiser.", OPTIMISATION, choices=("sgd", "adamw"))
+    optimizer: str = setting("adamw", "Optimiser.", OPTIMISATION, choices=("sgd", "adamw"))
     lr: float | None = setting(
         None, "Peak learning rate.", OPTIMISATION, low=0.0, auto="0.02 for sgd, 0.001 for adamw"
     )
@@ -182,7 +184,9 @@ class TrainConfig:
     )
     compile: bool = setting(False, "Compile the network with torch.compile.", MACHINE)
     tensorboard: bool = setting(False, "Write TensorBoard events into the run folder.", MACHINE)
-    seed: int = setting(0, "Seed of split, order, augmentation and start.", MACHINE, low=0)
+    seed: int = setting(
+        0, "Seed of split, order, augmentation and start.", MACHINE, low=0, high=2**32 - 1
+    )
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
@@ -235,7 +239,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     values = {name.replace("-", "_"): value for name, value in raw.items()}
     if "lambda" in values:
@@ -250,7 +254,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected one JSON object.")
@@ -266,7 +270,8 @@ def setting_types() -> dict[str, type]:
 def _plain_type(hint: Any) -> type:
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    return typing.get_origin(hint) or hint
+    plain: type = typing.get_origin(hint) or hint
+    return plain
 
 
 def _plain(value: Any) -> Any:
@@ -287,7 +292,7 @@ def _checked(spec: dataclasses.Field[Any], value: Any) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
         try:
             numbers = tuple(float(part) for part in parts)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"{option} {value!r}: expected numbers, such as 40,80.") from None
         for number in numbers:
             _check_range(spec, option, number)
@@ -314,7 +319,10 @@ def _converted(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     if kind is int and isinstance(value, bool):
         return None
     return value if isinstance(value, kind) else None
@@ -322,8 +330,8 @@ def _converted(kind: type, value: Any) -> Any:
 
 def _check_range(spec: dataclasses.Field[Any], option: str, value: float) -> None:
     low, high = spec.metadata.get("low"), spec.metadata.get("high")
-    if math.isnan(value) or (low is not None and value < low):
+    if low is not None and not value >= low:  # `not`: NaN is out of every range
         raise ConfigError(f"{option} {value}: must be at least {low:g}.")
-    if math.isinf(value) or (high is not None and value > high):
+    if value == math.inf or (high is not None and value > high):
         limit = "finite" if high is None else f"at most {high:g}"
         raise ConfigError(f"{option} {value}: must be {limit}.")

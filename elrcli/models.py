@@ -51,13 +51,13 @@ def create_network(
 ) -> nn.Module:
     """Build a timm network with a new head of `num_classes` outputs."""
     config = _pretrained_config(backbone)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"num_classes": num_classes}
     if image_size is not None and config.get("fixed_input_size"):
         options["img_size"] = image_size
-    if not (pretrained and weights is None):
-        network = timm.create_model(backbone, num_classes=num_classes, **options)
+    if pretrained and weights is None:
+        network = _download(backbone, options)
     else:
-        network = _download(backbone, num_classes, options)
+        network = timm.create_model(backbone, **options)
     calm_head(network)
     if weights is not None:
         load_weights(network, weights, classifier_names(network))
@@ -87,6 +87,19 @@ def preprocessing(network: nn.Module, image_size: int | None = None) -> Preproce
     return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]))
 
 
+@torch.no_grad()
+def check_image_size(network: nn.Module, image_size: int) -> None:
+    """Raise ModelError if the network cannot take squares of `image_size`; runs it once."""
+    network.eval()
+    try:
+        network(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"--image-size {image_size}: the backbone cannot take it ({_first_line(error)}). "
+            "Choose another size, such as the backbone's own."
+        ) from None
+
+
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
     """Return the module names of the head that timm replaces for new classes."""
     names = getattr(network, "pretrained_cfg", {}).get("classifier", ())
@@ -113,7 +126,9 @@ def load_weights(network: nn.Module, path: Path, head: tuple[str, ...] = ()) -> 
     missing = [
         name
         for name in own
-        if name not in state and not any(name.startswith(f"{prefix}.") for prefix in head)
+        if name not in state
+        and not any(name.startswith(f"{prefix}.") for prefix in head)
+        and not name.endswith(".num_batches_tracked")  # old files lack these counters
     ]
     if wrong or unknown or missing:
         details = [
@@ -215,7 +230,10 @@ def freeze(network: nn.Module, what: str) -> None:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(_is_head(name, network))
     elif what == "norm":
-        for module in _batch_norms(network):
+        norms = list(_batch_norms(network))
+        if not norms:
+            raise ModelError("--freeze norm: this backbone has no BatchNorm. Leave --freeze out.")
+        for module in norms:
             module.requires_grad_(False)
 
 
@@ -234,24 +252,25 @@ def _batch_norms(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _pretrained_config(backbone: str) -> dict[str, Any]:
-    try:
-        config = timm.get_pretrained_cfg(backbone)
-    except (RuntimeError, ValueError):
-        config = None
     name = backbone.split(".")[0]
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"{backbone}: no such backbone.{hint} `elr backbones` lists them.")
+    try:
+        config = timm.get_pretrained_cfg(backbone)
+    except (RuntimeError, ValueError):
+        known = ", ".join(timm.list_pretrained(f"{name}.*")) or name
+        raise ModelError(f"{backbone}: no such weights. Choose one of {known}.") from None
     return dict(config.to_dict()) if config is not None else {}
 
 
-def _download(backbone: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+def _download(backbone: str, options: dict[str, Any]) -> nn.Module:
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its retries would fill the screen
     try:
         with _offline_when_unreachable():
-            return timm.create_model(backbone, pretrained=True, num_classes=num_classes, **options)
+            return timm.create_model(backbone, pretrained=True, **options)
     except Exception as error:  # hub, network and timm raise many unrelated kinds here
         raise ModelError(
             f"{backbone}: pretrained weights cannot be had ({_first_line(error)}). "

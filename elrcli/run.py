@@ -16,7 +16,7 @@ from typing import Any
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, read_manifest
-from elrcli.errors import ConfigError, RunError
+from elrcli.errors import ConfigError, DataError, RunError
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,46 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file. Choose another --out.")
         if path.is_dir() and any(path.iterdir()):
-            run = cls(path)
-            if not run.config_file.is_file():
+            if not cls(path)._is_run():
                 raise RunError(f"{path}: not empty and not a run. Choose another --out.")
             if not overwrite:
                 raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
-            shutil.rmtree(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            cls(path)._remove_files()
         except OSError as error:
-            raise RunError(f"{path}: cannot be created ({error.strerror}).") from None
+            raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
         return cls(path)
+
+    def _is_run(self) -> bool:
+        """Tell whether `elr` wrote `config.json`: other programs use that name too."""
+        try:
+            return "elr" in self.config()
+        except RunError:
+            return False
+
+    def _remove_files(self) -> None:
+        """Remove what a run writes and nothing else; `config.json`, which marks a run, last."""
+        folders = (
+            self.checkpoint_folder,
+            self.audit_folder,
+            self.cache_folder,
+            self.tensorboard_folder,
+        )
+        for folder in folders:
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+        files = (
+            self.model_file,
+            self.metrics_file,
+            self.unreadable_file,
+            self.curves_file,
+            self.manifest_file,
+            self.classes_file,
+            self.config_file,
+        )
+        for file in (*folders, *files):
+            file.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -120,7 +149,10 @@ class RunFolder:
         settings = self.config().get("settings")
         if not isinstance(settings, dict):
             raise RunError(f"{self.config_file}: holds no settings.")
-        return TrainConfig.from_dict(settings, str(self.config_file))
+        try:
+            return TrainConfig.from_dict(settings, str(self.config_file))
+        except ConfigError as error:
+            raise RunError(str(error)) from None
 
     def classes(self) -> tuple[str, ...]:
         """Return the class names in id order."""
@@ -137,17 +169,25 @@ class RunFolder:
         root = self.config().get("data_root")
         if not isinstance(root, str):
             raise RunError(f"{self.config_file}: holds no data_root.")
-        return read_manifest(self.manifest_file, Path(root), self.classes())
+        try:
+            return read_manifest(self.manifest_file, Path(root), self.classes())
+        except OSError as error:
+            raise RunError(f"{self.manifest_file}: cannot be read ({error.strerror}).") from None
+        except DataError as error:
+            raise RunError(str(error)) from None
 
     def metrics(self) -> list[dict[str, float | None]]:
         """Return the rows of `metrics.csv`, empty cells as None."""
         if not self.metrics_file.is_file():
             return []
-        with self.metrics_file.open(newline="", encoding="utf-8") as file:
-            return [
-                {name: float(cell) if cell else None for name, cell in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        try:
+            with self.metrics_file.open(newline="", encoding="utf-8") as file:
+                return [
+                    {name: float(cell) if cell else None for name, cell in row.items()}
+                    for row in csv.DictReader(file)
+                ]
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise RunError(f"{self.metrics_file}: not a table of numbers ({error}).") from None
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:

@@ -16,6 +16,7 @@ from elrcli.errors import RunError
 from elrcli.run import atomic_path
 
 KEPT = 2
+PATTERN = "[0-9]" * 6 + ".safetensors"
 
 
 def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any]) -> Path:
@@ -23,16 +24,26 @@ def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any]) -> Path
     tensors: dict[str, Tensor] = {}
     skeleton = _split(state, "", tensors)
     path = folder / f"{number:06d}.safetensors"
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(skeleton)})
-    for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+    write_tensors(path, tensors, {"state": json.dumps(skeleton)})
+    for old in sorted(folder.glob(PATTERN))[:-KEPT]:
         old.unlink()
     return path
 
 
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write contiguous CPU tensors as a safetensors file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # its name for a full disk, too
+            raise RunError(f"{path}: cannot be written ({error}).") from None
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Return the newest checkpoint's state, tensors on the CPU."""
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = sorted(folder.glob(PATTERN))
     if not paths:
         raise RunError(f"{folder}: holds no checkpoint. Train again with `elr train`.")
     try:
@@ -40,8 +51,12 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             skeleton = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return dict(_join(skeleton, tensors))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{paths[-1]}: not a whole checkpoint ({error}).") from None
+    except _UNREADABLE as error:
+        remedy = f"Delete it to go on from {paths[-2].name}" if len(paths) > 1 else "Train again"
+        raise RunError(f"{paths[-1]}: not a whole checkpoint ({error}). {remedy}.") from None
+
+
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,10 +30,17 @@ class Runtime:
 
     def normalise(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Move uint8 images [B, 3, S, S] to the device and normalise them there."""
-        images = images.to(self.device, non_blocking=True)
-        mean = torch.tensor(preprocessing.mean, device=self.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(preprocessing.std, device=self.device).view(1, 3, 1, 1) * 255
-        return images.float().sub_(mean).div_(std)
+        mean, std = _pixel_statistics(preprocessing, self.device)
+        return images.to(self.device, non_blocking=True).float().sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=8)  # a copy to the device in every step would make it wait for the host
+def _pixel_statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of pixels in 0..255, each [1, 3, 1, 1], on the device."""
+    with torch.inference_mode(False):  # training uses them too
+        mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+    return mean, std
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:

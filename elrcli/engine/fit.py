@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -11,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.cache import ImageCache
-from elrcli.data.loader import Batch, RowLoader
+from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import (
     SPLITS,
     Manifest,
@@ -27,7 +30,7 @@ from elrcli.data.manifest import (
     manifest_text,
 )
 from elrcli.data.transforms import Transform, eval_transform, train_transform
-from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint
+from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
@@ -35,6 +38,7 @@ from elrcli.engine.metrics import (
     METRIC_COLUMNS,
     EpochTotals,
     agreement_metrics,
+    diverged,
     held_out_metrics,
     loss_metrics,
     memorisation_metrics,
@@ -42,12 +46,13 @@ from elrcli.engine.metrics import (
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.schedules import Schedule, set_learning_rate
-from elrcli.errors import DataError
+from elrcli.errors import DataError, RunError, TrainingError
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
 from elrcli.methods.single import SingleNetwork
 from elrcli.models import (
     Preprocessing,
+    check_image_size,
     create_network,
     freeze,
     parameter_groups,
@@ -55,9 +60,10 @@ from elrcli.models import (
     training_mode,
 )
 from elrcli.plots import curves_svg
-from elrcli.run import RunFolder, atomic_path, csv_text, json_text, write_text
+from elrcli.run import RunFolder, csv_text, json_text, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
+SECONDS_UNTIL_OWN_SIGNAL = 0.1  # a signal to the process group may reach the loaders first
 
 
 def fit(
@@ -87,6 +93,7 @@ def fit(
         image_size=config.image_size,
     )
     prepared = preprocessing(network, config.image_size)
+    check_image_size(network, prepared.image_size)
     config = resolve(config, manifest, prepared)
     run = RunFolder.create(out or _default_out(config), overwrite=overwrite)
     write_text(run.config_file, _config_text(config, manifest, prepared))
@@ -101,6 +108,8 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
     """Continue a run from its last checkpoint; a finished run is returned as it is."""
     run = RunFolder.open(run_path)
     config = run.train_config()
+    if None in (config.batch_size, config.lr, config.weight_decay, config.workers):
+        raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()
     network = create_network(
         config.backbone,
@@ -110,7 +119,14 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
     )
     runtime = choose_runtime(config.device, config.precision)
     training = Training(config, manifest, run, network, runtime, stored_preprocessing(run))
-    training.load_state_dict(load_checkpoint(run.checkpoint_folder))
+    state = load_checkpoint(run.checkpoint_folder)
+    try:
+        training.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        problem = str(error).strip().split("\n")[0]
+        raise RunError(
+            f"{run.checkpoint_folder}: does not fit the run ({problem}). Train again."
+        ) from None
     return training.run_to_end(observer or Observer())
 
 
@@ -131,7 +147,7 @@ def resolve(config: TrainConfig, manifest: Manifest, prepared: Preprocessing) ->
 
 def automatic_batch_size(images: int) -> int:
     """Return 64, or less where an epoch would have fewer than about 20 steps; at least 16."""
-    return max(16, min(64, 2 ** int(np.log2(max(images / 20, 1)))))
+    return max(16, min(64, 1 << int(math.log2(max(images / 20, 1)))))
 
 
 @dataclass
@@ -152,7 +168,7 @@ class Training:
         config, manifest, device = self.config, self.manifest, self.runtime.device
         classes = manifest.num_classes
         freeze(self.network, config.freeze)
-        self.network.to(device, memory_format=torch.channels_last)
+        self.network.to(device).to(memory_format=torch.channels_last)
         self.method: SingleNetwork = build_method(config, self.network, len(manifest), classes)
         self.method.to(device)
         self.record = SampleRecord(len(manifest), classes, config.epochs).to(device)
@@ -188,10 +204,10 @@ class Training:
             split: self._loader(split, eval_transform(size), shuffle=False)
             for split in ("val", "test")
         }
-        observer.training_started(self.plan)
+        observer.training_started(dataclasses.replace(self.plan, first_epoch=self.epoch))
         drawn_at = time.monotonic()
-        remedy = f"Continue with: elr train --resume {self.run.path}"
-        with StopSignals() as stop:
+        remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
+        with StopSignals() as stop, self._failures_explained(stop, remedy):
             while self.epoch < self.config.epochs:
                 is_last = self.epoch + 1 == self.config.epochs
                 before = self.record.prediction.clone()
@@ -219,6 +235,20 @@ class Training:
             )
         return self.run
 
+    @contextmanager
+    def _failures_explained(self, stop: StopSignals, remedy: str) -> Iterator[None]:
+        """Turn a failure that a signal caused into `Interrupted`, lack of memory into advice."""
+        try:
+            yield
+        except (RuntimeError, TrainingError) as error:
+            time.sleep(SECONDS_UNTIL_OWN_SIGNAL)
+            stop.raise_if_received(remedy)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise TrainingError(
+                    f"{self.runtime.device}: out of memory. Lower --batch-size or --image-size."
+                ) from error
+            raise
+
     def _train_epoch(
         self, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
     ) -> EpochTotals:
@@ -227,26 +257,50 @@ class Training:
         totals = EpochTotals(device)
         done, total = 0, len(self.rows["train"])
         stage = f"epoch {self.epoch + 1}/{config.epochs}"
+        has_gradient = False
         for number, batch in enumerate(totals.time_waiting(loader.epoch(self.epoch))):
-            self._note_unreadable(batch)
+            self.unreadable.update(dict(batch.unreadable))
             done += len(batch.index) + len(batch.unreadable)
             if len(batch.index) > 0:
                 labels = batch.labels.to(device, non_blocking=True)
                 index = batch.index.to(device, non_blocking=True)
                 images = self.runtime.normalise(batch.images, self.preprocessing)
                 generator = self._seed_step(self.epoch, number)
-                with self.runtime.autocast():
+                with self._batch_norm_for(len(index)), self.runtime.autocast():
                     step = method.training_step(images, labels, index, generator)
-                self.scaler.scale(step.loss / config.accumulate).backward()
+                first = number - number % config.accumulate
+                share = 1 / min(config.accumulate, len(loader) - first)
+                self.scaler.scale(step.loss * share).backward()
+                has_gradient = True
                 self.record.update(step.probs, labels, index, self.epoch)
                 totals.add(step, len(index))
-            if (number + 1) % config.accumulate == 0 or number + 1 == len(loader):
+            is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
+            if is_due and has_gradient:
                 factor = self.schedule.factor(self.epoch + (number + 1) / len(loader))
                 set_learning_rate(self.optimizer, self.plan.lr * factor)
                 self._optimizer_step()
+                has_gradient = False
             observer.progress(stage, done, total)
             stop.raise_if_received(remedy)
+        if totals.images == 0:
+            raise DataError(self._nothing_readable())
+        if not bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all()):
+            raise diverged("a weight is no longer a finite number")
         return totals
+
+    @contextmanager
+    def _batch_norm_for(self, images: int) -> Iterator[None]:
+        """Let BatchNorm use its running statistics for a single image, which has none."""
+        if images == 1:
+            training_mode(self.network, "norm")
+        yield
+        if images == 1:
+            training_mode(self.network, self.config.freeze)
+
+    def _nothing_readable(self) -> str:
+        row = next(row for row in self.rows["train"].tolist() if row in self.unreadable)
+        place, reason = self.manifest.paths[row], self.unreadable[row]
+        return f"{self.manifest.root}: no training image can be read. {place}: {reason}."
 
     def _optimizer_step(self) -> None:
         if self.config.clip_grad is not None:
@@ -268,7 +322,7 @@ class Training:
         done, total = 0, len(self.rows[split])
         batches = predict_batches(self.method.predict, loader, self.runtime, self.preprocessing)
         for probs, batch in batches:
-            self._note_unreadable(batch)
+            self.unreadable.update(dict(batch.unreadable))
             done += len(batch.index) + len(batch.unreadable)
             if len(batch.index) > 0:
                 index = batch.index.to(self.runtime.device)
@@ -298,14 +352,6 @@ class Training:
             row |= held_out_metrics(split, predicted[rows], given_prob, self.labels[rows], truth)
         return row
 
-    def _note_unreadable(self, batch: Batch) -> None:
-        self.unreadable.update(dict(batch.unreadable))
-        if len(self.unreadable) == len(self.manifest):
-            row, reason = next(iter(self.unreadable.items()))
-            raise DataError(
-                f"{self.manifest.root}: no image can be read. {self.manifest.paths[row]}: {reason}."
-            )
-
     def save(self) -> None:
         """Write the checkpoint, then the text files that follow from it."""
         save_checkpoint(self.run.checkpoint_folder, self.epoch, self.state_dict())
@@ -322,29 +368,33 @@ class Training:
             "epoch": self.epoch,
             "method": self.method.state_dict(),
             "record": self.record.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics,
             "unreadable": list(self.unreadable.items()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` returned."""
-        self.epoch = state["epoch"]
+        """Take over a state that `state_dict` returned; what does not fit raises something."""
+        self.epoch = range(self.config.epochs + 1)[state["epoch"]]
         self.method.load_state_dict(state["method"])
         self.record.load_state_dict(state["record"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.metrics = state["metrics"]
-        self.unreadable = dict(state["unreadable"])
+        _restore_optimizer(self.optimizer, state["optimizer"])
+        if state["scaler"]:  # empty if the run began without fp16, on another device
+            self.scaler.load_state_dict(state["scaler"])
+        self.metrics = [
+            {name: float(value) for name, value in row.items()} | {"epoch": int(row["epoch"])}
+            for row in state["metrics"]
+        ]
+        rows = range(len(self.manifest))
+        self.unreadable = {rows[row]: str(reason) for row, reason in state["unreadable"]}
 
     def _save_model(self) -> None:
         weights = {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.method.prediction_network().state_dict().items()
         }
-        with atomic_path(self.run.model_file) as temporary:
-            safetensors.torch.save_file(weights, temporary)
+        write_tensors(self.run.model_file, weights)
 
     def _loader(self, split: str, transform: Transform, *, shuffle: bool) -> RowLoader:
         config = self.config
@@ -418,6 +468,20 @@ def _build_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
+    """Give the optimiser its saved state; the groups' settings are those of the run."""
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if value.shape == parameter.shape:
+                # Fused steps walk through memory in order: the state must lie as its weight.
+                entries[name] = torch.empty_like(parameter).copy_(value)
+            elif value.dim() > 0:
+                raise ValueError(f"optimiser state {name} has shape {tuple(value.shape)}")
 
 
 def _default_out(config: TrainConfig) -> Path:

@@ -21,7 +21,8 @@ def predict_batches(
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (probabilities [B, K] fp32 on the device, batch) in the loader's order.
 
-    `predict` maps normalised images to logits [B, K].
+    `predict` maps normalised images to logits [B, K]. A batch without readable images has
+    probabilities [0, 0].
     """
     for batch in loader.epoch(0):
         if len(batch.index) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import TypeVar
@@ -72,11 +73,8 @@ class EpochTotals:
 def loss_metrics(totals: EpochTotals) -> dict[str, float]:
     """Return losses and speed; raises TrainingError if the loss is not a finite number."""
     loss, cross_entropy, elr_term = totals.losses()
-    if not torch.isfinite(torch.tensor(loss)):
-        raise TrainingError(
-            f"the loss became {loss}. Lower --lr, or add --clip-grad 1; the state before this"
-            " epoch is saved."
-        )
+    if not math.isfinite(loss):
+        raise diverged(f"the loss became {loss}")
     return {
         "loss": loss,
         "loss_ce": cross_entropy,
@@ -84,6 +82,13 @@ def loss_metrics(totals: EpochTotals) -> dict[str, float]:
         "images_per_second": totals.images / max(totals.seconds, 1e-9),
         "wait_share": totals.seconds_waiting / max(totals.seconds, 1e-9),
     }
+
+
+def diverged(what: str) -> TrainingError:
+    """Return the error for numbers that training cannot go on from."""
+    return TrainingError(
+        f"{what}. Lower --lr, or add --clip-grad 1; the state before this epoch is saved."
+    )
 
 
 def agreement_metrics(
@@ -110,7 +115,7 @@ def memorisation_metrics(predicted: Tensor, labels: Tensor, truth: Tensor) -> di
     seen = predicted >= 0
     clean = seen & (labels == truth)
     wrong = seen & (labels != truth)
-    shares = {}
+    shares: dict[str, float] = {}
     if bool(clean.any()):
         right = _share(predicted == truth, clean)
         shares |= {"clean_right": right, "clean_other": 1 - right}
@@ -129,9 +134,9 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """Return agreement with the given labels, and accuracy where the true ones are known.
 
-    predicted [n] classes, -1 unknown; given_prob [n] probability of the given label.
+    predicted [n] classes, -1 unknown; given_prob [n] probability of the given label, NaN unknown.
     """
-    seen = predicted >= 0
+    seen = (predicted >= 0) & ~given_prob.isnan()
     if not bool(seen.any()):
         return {}
     metrics = {f"{split}_agreement": _share(predicted == labels, seen)}

@@ -57,7 +57,7 @@ class Predictor:
             image_size=config.image_size,
         )
         load_weights(network, run.model_file)
-        network.eval().to(runtime.device, memory_format=torch.channels_last)
+        network.eval().to(runtime.device).to(memory_format=torch.channels_last)
         return cls(network, classes, stored_preprocessing(run), runtime)
 
     def manifest_batches(
@@ -80,7 +80,8 @@ class Predictor:
             pin_memory=self.runtime.device.type == "cuda",
         )
         for probs, batch in predict_batches(self.network, loader, self.runtime, self.preprocessing):
-            yield batch.index.numpy(), probs.cpu().numpy(), batch.unreadable
+            probabilities = probs.cpu().numpy().reshape(-1, len(self.classes))
+            yield batch.index.numpy(), probabilities, batch.unreadable
 
 
 def predict_images(
@@ -124,13 +125,13 @@ def predict_images(
 
 def stored_preprocessing(run: RunFolder) -> Preprocessing:
     """Return the preprocessing that the run was trained with."""
-    stored = run.config().get("preprocessing")
     try:
-        assert isinstance(stored, dict)
-        return Preprocessing(
-            int(stored["image_size"]),
-            tuple(float(value) for value in stored["mean"]),
-            tuple(float(value) for value in stored["std"]),
-        )
-    except (AssertionError, KeyError, TypeError, ValueError):
+        stored = run.config()["preprocessing"]
+        size = int(stored["image_size"])
+        mean = tuple(float(value) for value in stored["mean"])
+        std = tuple(float(value) for value in stored["std"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise RunError(f"{run.config_file}: holds no valid preprocessing.") from None
+    if not (8 <= size <= 4096 and len(mean) == len(std) == 3 and min(std) > 0):
+        raise RunError(f"{run.config_file}: holds no valid preprocessing.")
+    return Preprocessing(size, mean, std)

@@ -22,7 +22,7 @@ class Schedule:
     restart_epochs: float
 
     def factor(self, epoch: float) -> float:
-        """Return the factor in [0, 1] at `epoch`, a point in time such as 2.5."""
+        """Return the factor in [0, 1] of the step that ends at `epoch`, a time such as 2.5."""
         warmup = min(self.warmup, self.epochs / 4)  # short runs must still learn at full rate
         if epoch < warmup:
             return self.min_factor + (1 - self.min_factor) * epoch / warmup
@@ -30,12 +30,12 @@ class Schedule:
             return 1.0
         if self.kind == "step":
             times = sorted(m if m >= 1 else m * self.epochs for m in self.milestones)
-            return self.step_factor ** bisect.bisect_right(times, epoch)
+            return self.step_factor ** bisect.bisect_left(times, epoch)
+        elapsed, length = epoch - warmup, self.epochs - warmup
         if self.kind == "restarts":
-            progress = (epoch - warmup) % self.restart_epochs / self.restart_epochs
-        else:
-            progress = (epoch - warmup) / max(self.epochs - warmup, 1e-9)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+            length = self.restart_epochs
+            elapsed -= length * max(math.ceil(elapsed / length) - 1, 0)  # a cycle has its end
+        cosine = 0.5 * (1 + math.cos(math.pi * min(elapsed / length, 1.0)))
         return self.min_factor + (1 - self.min_factor) * cosine
 
 

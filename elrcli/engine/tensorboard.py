@@ -17,7 +17,7 @@ class TensorBoardObserver(Observer):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError(
-                "--tensorboard: the package is missing. Install it: pip install 'elrcli[tensorboard]'"
+                "--tensorboard: the package is missing. Install it: pip install 'elr[tensorboard]'"
             ) from None
         self._writer = SummaryWriter(str(folder))
         self._inner = inner

@@ -67,7 +67,7 @@ class SingleNetwork(nn.Module):
         self.mixup_alpha = mixup_alpha
 
     @property
-    def targets(self) -> Tensor:  # type: ignore[override]
+    def targets(self) -> Tensor:
         """The target table [N, K]."""
         return self.loss.targets
 
@@ -82,7 +82,9 @@ class SingleNetwork(nn.Module):
             cross_entropy = functional.cross_entropy(logits.float(), labels)
         else:
             share, partner = draw_mixup(len(images), self.mixup_alpha, generator)
-            partner = partner.to(images.device)
+            if images.is_cuda:
+                partner = partner.pin_memory()  # the copy must not wait for the device
+            partner = partner.to(images.device, non_blocking=True)
             reference = self.predict(images)
             logits = self.network(share * images + (1 - share) * images[partner])
             targets = self.loss.update_targets(clamped_softmax(reference), index)

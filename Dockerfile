@@ -1,0 +1,34 @@
+# docker build -t elr .
+# docker run --gpus all --shm-size 8g --user "$(id -u):$(id -g)" \
+#     -v "$PWD:/work" -v "/path/to/images:/data:ro" -v elr-cache:/cache elr train /data
+
+FROM python:3.11-slim AS build
+WORKDIR /source
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+# A slim Python image is enough: the torch wheel brings its own CUDA libraries,
+# and the driver comes from the host through `--gpus all`.
+FROM python:3.11-slim
+# `--compile` builds kernels with a C compiler at run time.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[parquet,tensorboard]" && rm -r /wheels
+
+# Everything that is written outside the work folder goes to /cache. It is open to every
+# user id, so that `--user` can hand the run folder to the person who called.
+RUN useradd --create-home --uid 1000 elr \
+    && mkdir /cache /work && chmod 1777 /cache && chown elr /work
+ENV HOME=/cache \
+    USER=elr \
+    HF_HOME=/cache/huggingface \
+    TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
+    MPLCONFIGDIR=/cache/matplotlib \
+    NO_ALBUMENTATIONS_UPDATE=1 \
+    PYTHONUNBUFFERED=1
+VOLUME /cache
+WORKDIR /work
+USER elr
+ENTRYPOINT ["elr"]

@@ -1,0 +1,382 @@
+"""Every command as a function. Each loads what it needs when it is called."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elrcli.config import TrainConfig
+from elrcli.engine.observer import Observer
+from elrcli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from elrcli.audit.result import AuditResult
+    from elrcli.data.manifest import Manifest
+    from elrcli.engine.evaluate import Evaluation
+    from elrcli.engine.predict import Prediction
+    from elrcli.run import RunFolder
+
+AnyPath = str | os.PathLike[str]
+
+NOISE_KINDS = ("symmetric", "asymmetric", "pair", "matrix", "instance")
+FEATURE_SIDE = 16  # instance-dependent noise looks at grey pictures of this size
+
+
+def train(
+    data: AnyPath,
+    *,
+    out: AnyPath | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> RunFolder:
+    """Train on a folder or a CSV file; `settings` are the fields of `TrainConfig`."""
+    config = TrainConfig.from_dict({"data": Path(data), **settings}, "train()")
+    from elrcli.engine.fit import fit
+
+    return fit(config, _path(out), overwrite=overwrite, observer=observer)
+
+
+def resume(run: AnyPath, *, observer: Observer | None = None) -> RunFolder:
+    """Continue an interrupted run from its last epoch."""
+    from elrcli.engine.fit import resume
+
+    return resume(Path(run), observer=observer)
+
+
+def predict(
+    run: AnyPath,
+    images: AnyPath | Sequence[AnyPath],
+    *,
+    top_k: int = 1,
+    probabilities: bool = False,
+    root: AnyPath | None = None,
+    path_column: str = "path",
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    workers: int | None = None,
+    observer: Observer | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Classify images and yield one row per image, in the order given.
+
+    `images` are files, folders, patterns, CSV files, or `-` for paths on standard input. The
+    keys of a row are `prediction_columns`; an image that cannot be read has only its path and
+    `error`.
+    """
+    from elrcli.data.inputs import expand_inputs
+    from elrcli.engine.predict import predict_images
+    from elrcli.run import RunFolder
+
+    classes = RunFolder.open(Path(run)).classes()
+    if not 1 <= top_k <= len(classes):
+        raise ConfigError(f"--top-k {top_k}: the run has {len(classes)} classes.")
+    names = [images] if isinstance(images, str | os.PathLike) else images
+    inputs = expand_inputs(names, root=_path(root), path_column=path_column, stdin=sys.stdin)
+    predictions = predict_images(
+        Path(run),
+        [image.file for image in inputs],
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        observer=observer,
+    )
+    return (
+        prediction_row(image.path, prediction, classes, top_k, probabilities)
+        for image, prediction in zip(inputs, predictions, strict=True)
+    )
+
+
+def prediction_columns(classes: Sequence[str], top_k: int, probabilities: bool) -> list[str]:
+    """Return the columns of a table of predictions."""
+    columns = ["path", "label", "confidence"]
+    for place in range(2, top_k + 1):
+        columns += [f"label_{place}", f"confidence_{place}"]
+    if probabilities:
+        columns += [f"p_{name}" for name in classes]
+    return [*columns, "error"]
+
+
+def prediction_row(
+    path: str, prediction: Prediction, classes: Sequence[str], top_k: int, probabilities: bool
+) -> dict[str, Any]:
+    """Return one row of a table of predictions; probabilities keep 6 decimals."""
+    columns = prediction_columns(classes, top_k, probabilities)
+    row: dict[str, Any] = dict.fromkeys(columns)
+    row["path"] = path
+    if prediction.probabilities is None:
+        row["error"] = prediction.error
+        return row
+    best = (-prediction.probabilities).argsort(kind="stable")
+    shares = [round(float(share), 6) for share in prediction.probabilities]
+    for place, label in enumerate(best[:top_k]):
+        row[columns[1 + 2 * place]] = classes[label]
+        row[columns[2 + 2 * place]] = shares[label]
+    if probabilities:
+        row |= {f"p_{name}": share for name, share in zip(classes, shares, strict=True)}
+    return row
+
+
+def audit_labels(
+    run: AnyPath,
+    *,
+    out: AnyPath | None = None,
+    data: AnyPath | None = None,
+    root: AnyPath | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+    truth: AnyPath | None = None,
+    truth_column: str | None = None,
+    threshold: float = 0.5,
+    format: str = "csv",
+    report: bool = True,
+    report_images: int = 500,
+    device: str = "auto",
+    observer: Observer | None = None,
+) -> AuditResult:
+    """Rank the labels that a run disagrees with and write table, summary and review page."""
+    from elrcli.audit import audit_run
+
+    return audit_run(
+        Path(run),
+        _path(out),
+        data=_path(data),
+        root=_path(root),
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        truth=_path(truth),
+        truth_column=truth_column,
+        threshold=threshold,
+        format=format,
+        report=report,
+        report_images=report_images,
+        device=device,
+        observer=observer,
+    )
+
+
+def evaluate(
+    run: AnyPath,
+    data: AnyPath,
+    *,
+    split: str | None = None,
+    root: AnyPath | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    workers: int | None = None,
+    observer: Observer | None = None,
+) -> Evaluation:
+    """Compare the predictions of a run with the labels of a folder or a CSV file."""
+    from elrcli.engine.evaluate import evaluate_run
+
+    return evaluate_run(
+        Path(run),
+        Path(data),
+        split=split,
+        root=_path(root),
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        observer=observer,
+    )
+
+
+def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
+    """Return timm model names that contain `pattern`, or match it where it has wildcards."""
+    from elrcli.models import list_backbones
+
+    return list_backbones(pattern, pretrained=pretrained)
+
+
+def make_noise(
+    data: AnyPath,
+    out: AnyPath,
+    *,
+    kind: str = "symmetric",
+    rate: float | None = None,
+    mapping: Mapping[str, str] | None = None,
+    matrix: AnyPath | None = None,
+    seed: int = 0,
+    root: AnyPath | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+    observer: Observer | None = None,
+) -> Manifest:
+    """Write a CSV file with synthetic label noise and return its content.
+
+    The columns are path, label, true_label, and split where the data has splits. Only training
+    labels are changed. `rate` belongs to all kinds but `matrix`, whose file holds K lines of K
+    numbers, P(given | true), classes in natural order. `mapping` belongs to `asymmetric`.
+    """
+    _check_noise(kind, rate, mapping, matrix)
+    from elrcli.data.manifest import SPLITS, load_data
+    from elrcli.tables import table_format, write_table
+
+    if table_format(Path(out)) != "csv":
+        raise ConfigError(f"{out}: noisy labels are written as CSV. End the name in .csv.")
+    clean = load_data(
+        Path(data),
+        root=_path(root),
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+    )
+    labels = clean.labels.copy()
+    train_rows = clean.rows("train")
+    labels[train_rows] = _noisy_labels(
+        clean, train_rows, kind, rate or 0.0, mapping or {}, _path(matrix), seed, observer
+    )
+    noisy = replace(clean, labels=labels, truth=clean.labels)
+    columns = ["path", "label", "true_label"]
+    if len(train_rows) < len(clean):
+        columns.append("split")
+    write_table(
+        Path(out),
+        columns,
+        (
+            {
+                "path": path,
+                "label": clean.classes[labels[row]],
+                "true_label": clean.classes[clean.labels[row]],
+                "split": SPLITS[clean.splits[row]],
+            }
+            for row, path in enumerate(clean.paths)
+        ),
+    )
+    return noisy
+
+
+def _check_noise(
+    kind: str, rate: float | None, mapping: Mapping[str, str] | None, matrix: AnyPath | None
+) -> None:
+    """Refuse what is missing for this kind of noise, and what it would ignore."""
+    if kind not in NOISE_KINDS:
+        raise ConfigError(f"--kind {kind}: choose one of {', '.join(NOISE_KINDS)}.")
+    for option, value, kinds in (
+        ("--rate", rate, tuple(name for name in NOISE_KINDS if name != "matrix")),
+        ("--map", mapping, ("asymmetric",)),
+        ("--matrix", matrix, ("matrix",)),
+    ):
+        is_given = value is not None and value != {}
+        if kind in kinds and not is_given:
+            raise ConfigError(f"--kind {kind} needs {option}.")
+        if kind not in kinds and is_given:
+            raise ConfigError(f"--kind {kind} does not use {option}. Leave it out.")
+    if rate is not None and not 0.0 <= rate <= 1.0:
+        raise ConfigError(f"--rate {rate}: must lie between 0 and 1.")
+
+
+def _noisy_labels(
+    clean: Manifest,
+    rows: np.ndarray,
+    kind: str,
+    rate: float,
+    mapping: Mapping[str, str],
+    matrix: Path | None,
+    seed: int,
+    observer: Observer | None,
+) -> np.ndarray:
+    """Return noisy labels of the manifest rows `rows` [M], int32 [M]."""
+    import numpy as np
+
+    from elrcli.data import noise
+
+    labels, num_classes = clean.labels[rows], clean.num_classes
+    rng = np.random.default_rng(seed)
+    if kind == "symmetric":
+        return noise.symmetric(labels, num_classes, rate, rng)
+    if kind == "asymmetric":
+        return noise.asymmetric(labels, _class_ids(mapping, clean.classes), rate, rng)
+    if kind == "pair":
+        return noise.pair(labels, num_classes, rate, rng)
+    if kind == "matrix":
+        assert matrix is not None
+        return noise.from_matrix(labels, _read_matrix(matrix, clean.classes), rng)
+    features = _small_pictures(clean, rows, observer or Observer())
+    return noise.instance_dependent(labels, features, num_classes, rate, rng)
+
+
+def _class_ids(mapping: Mapping[str, str], classes: Sequence[str]) -> dict[int, int]:
+    unknown = sorted({*mapping, *mapping.values()} - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"--map: unknown class {unknown[0]!r}. The classes are {', '.join(classes[:10])}."
+        )
+    return {classes.index(source): classes.index(target) for source, target in mapping.items()}
+
+
+def _read_matrix(path: Path, classes: Sequence[str]) -> np.ndarray:
+    """Read K lines of K numbers, P(given | true), each line summing to 1."""
+    import numpy as np
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from None
+    matrix = []
+    for number, cells in lines:
+        try:
+            row = [float(cell) for cell in cells]
+        except ValueError:
+            raise DataError(f"{path}:{number}: not numbers. Write {len(classes)} a line.") from None
+        if len(row) != len(classes) or min(row) < 0 or abs(sum(row) - 1) > 1e-6:
+            raise DataError(
+                f"{path}:{number}: expected {len(classes)} probabilities that sum to 1,"
+                f" found {len(row)} numbers that sum to {sum(row):g}."
+            )
+        matrix.append(row)
+    if len(matrix) != len(classes):
+        raise DataError(f"{path}: {len(matrix)} lines for {len(classes)} classes.")
+    return np.array(matrix)
+
+
+def _small_pictures(manifest: Manifest, rows: np.ndarray, observer: Observer) -> np.ndarray:
+    """Return grey pictures as standardised features, float32 [M, FEATURE_SIDE ** 2].
+
+    An image that cannot be read counts as an average one; training leaves it out anyway.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from elrcli.data.images import ImageProblem, read_image
+
+    side = FEATURE_SIDE
+    pictures = np.full((len(rows), side * side), np.nan, dtype=np.float32)
+    for place, row in enumerate(rows):
+        try:
+            pixels = read_image(manifest.file(int(row)), side)
+        except ImageProblem as problem:
+            observer.note(f"{manifest.paths[int(row)]}: {problem}")
+        else:
+            picture = Image.fromarray(pixels).convert("L").resize((side, side))
+            pictures[place] = np.asarray(picture, dtype=np.float32).ravel()
+        observer.progress("pictures", place + 1, len(rows))
+    read = pictures[~np.isnan(pictures[:, 0])]
+    if len(read) == 0:
+        raise DataError(f"{manifest.root}: no image can be read.")
+    centred = (pictures - read.mean(axis=0)) / (read.std(axis=0) + 1e-6)
+    return np.asarray(np.nan_to_num(centred, nan=0.0))
+
+
+def _path(value: AnyPath | None) -> Path | None:
+    return None if value is None else Path(value)

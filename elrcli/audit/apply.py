@@ -1,0 +1,256 @@
+"""Write a corrected dataset from reviewed decisions. The user's own files are only read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
+from elrcli.data.manifest import SPLITS, Manifest
+from elrcli.errors import ConfigError, DataError
+from elrcli.tables import write_table
+
+MODES = ("copy", "hardlink", "symlink")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One sample whose label changes; `new` is empty where the sample is removed."""
+
+    path: str
+    old: str
+    new: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The corrected dataset: R samples of the manifest with their labels."""
+
+    manifest: Manifest
+    rows: np.ndarray  # [R] int64 manifest rows that stay, ascending
+    labels: np.ndarray  # [R] int32 corrected class ids
+    changes: tuple[Change, ...]  # in the order of the manifest
+    decided: Counter[str]  # samples per decision: keep, relabel, remove, unsure, accepted
+
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """Classes that had samples and lose all of them."""
+        lost = set(self.manifest.labels.tolist()) - set(self.labels.tolist())
+        return tuple(self.manifest.classes[label] for label in sorted(lost))
+
+
+def plan_corrections(
+    manifest: Manifest,
+    decisions_csv: Path | None,
+    *,
+    audit_csv: Path | None = None,
+    accept_above: float | None = None,
+) -> Plan:
+    """Work out every label after the review; nothing is written.
+
+    A relabelled sample gets its new label, a removed one goes, kept and unsure ones stay as they
+    are. With `accept_above`, samples without a decision whose error probability in `audit_csv` is
+    at least that get the suggested label.
+    """
+    decisions = {} if decisions_csv is None else read_decisions(decisions_csv, manifest)
+    suggestions: dict[int, Suggestion] = {}
+    if accept_above is not None:
+        if not 0.0 <= accept_above <= 1.0:
+            raise ConfigError(f"--accept-above {accept_above:g}: must lie between 0 and 1.")
+        if audit_csv is None:
+            raise ConfigError("--accept-above needs the audit of the run. Run `elr audit` first.")
+        suggestions = read_suggestions(audit_csv, manifest)
+    labels = manifest.labels.copy()
+    stays = np.ones(len(manifest), dtype=bool)
+    reasons: dict[int, str] = {}
+    decided: Counter[str] = Counter()
+    for row, decision in decisions.items():
+        decided[decision.decision] += 1
+        labels[row] = decision.label
+        stays[row] = decision.decision != "remove"
+        reasons[row] = f"reviewed: {decision.decision}"
+    for row, suggestion in suggestions.items():
+        is_sure = accept_above is not None and suggestion.error_probability >= accept_above
+        if row not in decisions and is_sure and suggestion.label != manifest.labels[row]:
+            decided["accepted"] += 1
+            labels[row] = suggestion.label
+            reasons[row] = f"accepted: error probability {suggestion.error_probability:g}"
+    changed = np.flatnonzero((labels != manifest.labels) | ~stays)
+    changes = tuple(
+        Change(
+            path=manifest.paths[int(row)],
+            old=manifest.classes[manifest.labels[row]],
+            new=manifest.classes[labels[row]] if stays[row] else "",
+            reason=reasons[int(row)],
+        )
+        for row in changed
+    )
+    rows = np.flatnonzero(stays).astype(np.int64)
+    return Plan(manifest, rows, labels[rows], changes, decided)
+
+
+def write_csv(
+    plan: Plan,
+    out: Path,
+    *,
+    with_split: bool,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+) -> Path:
+    """Write the corrected labels as a CSV file; return the path of the change log beside it.
+
+    `with_split` adds the split: for data that came with splits, not for a split that was drawn.
+    """
+    if out.suffix.lower() != ".csv":
+        raise ConfigError(f"{out}: the name of a CSV file must end in .csv.")
+    log = _free_log(out, out.stem)
+    if os.path.lexists(out):
+        raise DataError(f"{out}: exists. Choose another --out.")
+    manifest = plan.manifest
+    rows = (
+        {
+            path_column: manifest.paths[row],
+            label_column: manifest.classes[label],
+            split_column: SPLITS[manifest.splits[row]],
+        }
+        for row, label in zip(plan.rows.tolist(), plan.labels.tolist(), strict=True)
+    )
+    columns = [path_column, label_column, *([split_column] if with_split else [])]
+    write_table(out, columns, rows)
+    _write_log(log, plan)
+    return log
+
+
+def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
+    """Write class folders with the images; return the path of the change log beside `out`.
+
+    The folder is filled under a temporary name in the same place and renamed at the end.
+    `with_split` is for data that came with splits.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"--mode {mode}: must be one of {', '.join(MODES)}.")
+    out = Path(os.path.abspath(out))
+    log = _free_log(out, out.name)
+    _require_empty(out)
+    if _is_inside_classes(out, plan.manifest):
+        raise DataError(
+            f"{out}: lies in the folder of the images, where it would become a class."
+            " Choose another --out."
+        )
+    targets = folder_targets(plan, with_split=with_split)
+    sources = [plan.manifest.file(int(row)) for row in plan.rows]
+    missing = [str(source) for source in sources if not source.is_file()]
+    if missing:
+        raise DataError("\n".join([f"{path}: no such file." for path in missing[:SHOWN]]))
+    temporary = out.parent / f".{out.name[:40]}.{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        for source, target in zip(sources, targets, strict=True):
+            place = temporary / target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _transfer(source, place, mode)
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    except OSError as error:
+        raise DataError(_transfer_problem(out, mode, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _write_log(log, plan)
+    return log
+
+
+def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
+    """Return where each of the R images goes: `[split/]class/file`, all different.
+
+    Of several images with one name in a class, all but the first get `-1`, `-2` and so on; names
+    that differ in case only count as one, because some file systems take them for one. Images
+    that stay in their class come first, so that they keep their names.
+    """
+    manifest = plan.manifest
+    names = [manifest.classes[label] for label in np.unique(plan.labels)]
+    unsafe = [name for name in names if not _is_folder_name(name)]
+    if unsafe:
+        raise DataError(
+            f"class '{unsafe[0]}' cannot be the name of a folder. Write a CSV file instead:"
+            " --out corrected.csv"
+        )
+    targets = [""] * len(plan.rows)
+    taken: set[str] = set()
+    numbers: Counter[str] = Counter()
+    is_moved = plan.labels != manifest.labels[plan.rows]
+    for i in np.argsort(is_moved, kind="stable"):
+        row = int(plan.rows[i])
+        folder = manifest.classes[plan.labels[i]]
+        if with_split:
+            folder = f"{SPLITS[manifest.splits[row]]}/{folder}"
+        file = manifest.paths[row].rpartition("/")[2]
+        stem, suffix = os.path.splitext(file)
+        target = wanted = f"{folder}/{file}"
+        while target.casefold() in taken:
+            numbers[wanted.casefold()] += 1
+            target = f"{folder}/{stem}-{numbers[wanted.casefold()]}{suffix}"
+        taken.add(target.casefold())
+        targets[i] = target
+    return targets
+
+
+def _write_log(log: Path, plan: Plan) -> None:
+    """Write the changes as path,from,to,reason; `to` is empty for a removed sample."""
+    columns = ["path", "from", "to", "reason"]
+    rows = ((change.path, change.old, change.new, change.reason) for change in plan.changes)
+    write_table(log, columns, (dict(zip(columns, row, strict=True)) for row in rows))
+
+
+def _transfer(source: Path, place: Path, mode: str) -> None:
+    if mode == "copy":
+        shutil.copy2(source, place)
+    elif mode == "hardlink":
+        os.link(os.path.realpath(source), place)  # to the image, not to a link that leads there
+    else:
+        place.symlink_to(source)
+
+
+def _transfer_problem(out: Path, mode: str, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if mode == "copy":
+        return f"{out}: cannot be written ({reason})."
+    return f"{out}: cannot be written with --mode {mode} ({reason}). Try --mode copy."
+
+
+def _free_log(out: Path, stem: str) -> Path:
+    """Return the path of the change log, `<stem>.changes.csv`; nothing may be there yet."""
+    log = out.with_name(f"{stem}.changes.csv")
+    if os.path.lexists(log):
+        raise DataError(f"{log}: exists, from an earlier run. Remove it, or choose another --out.")
+    return log
+
+
+def _require_empty(out: Path) -> None:
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
+        raise DataError(f"{out}: exists and is not an empty folder. Choose another --out.")
+
+
+def _is_inside_classes(out: Path, manifest: Manifest) -> bool:
+    """Say whether `out` lies in a root whose images are in folders named after their class."""
+    if not out.resolve().is_relative_to(manifest.root.resolve()):
+        return False
+    labels = manifest.labels.tolist()
+    return all(
+        manifest.classes[label] in path.split("/")[:2]
+        for path, label in zip(manifest.paths, labels, strict=True)
+    )
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and not any(c in name for c in "/\\\0")

@@ -1,0 +1,143 @@
+"""Read what a review decided (`decisions.csv`) and what the audit suggests (`audit.csv`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elrcli.data.manifest import Manifest, _csv_rows, _did_you_mean, _shown
+from elrcli.errors import DataError
+
+DECISIONS = ("keep", "relabel", "remove", "unsure")
+DECISION_COLUMNS = ("path", "label", "decision", "new_label")
+AUDIT_COLUMNS = ("path", "label", "suggested", "error_probability")
+SHOWN = 20  # bad rows that one message lists
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided about one sample."""
+
+    line: int
+    decision: str  # one of DECISIONS
+    label: int  # class id: the new one for relabel, else the given one
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What the evidence prefers for one sample."""
+
+    label: int  # class id
+    error_probability: float
+
+
+def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
+    """Return the decision of each reviewed manifest row; every bad line is in one DataError."""
+    row_of = {path: row for row, path in enumerate(manifest.paths)}
+    class_ids = {name: i for i, name in enumerate(manifest.classes)}
+    decisions: dict[int, Decision] = {}
+    bad: list[str] = []
+    for line, cells in _rows(csv_path, DECISION_COLUMNS, bad):
+        row = row_of.get(cells["path"])
+        problem = _problem(cells, row, manifest, class_ids)
+        if problem or row is None:
+            bad.append(f"{csv_path}:{line}: {problem}")
+            continue
+        is_relabel = cells["decision"] == "relabel"
+        label = class_ids[cells["new_label"]] if is_relabel else int(manifest.labels[row])
+        decision = Decision(line, cells["decision"], label)
+        first = decisions.setdefault(row, decision)
+        if (first.decision, first.label) != (decision.decision, decision.label):
+            bad.append(
+                f"{csv_path}:{line}: '{_shown(cells['path'])}' is decided otherwise on line"
+                f" {first.line}. Keep one of the two lines."
+            )
+    if bad:
+        raise DataError(_listed(bad))
+    return decisions
+
+
+def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion]:
+    """Return what `audit.csv` says about each manifest row."""
+    if not csv_path.is_file():
+        raise DataError(f"{csv_path}: no such file. Run `elr audit` on the run first.")
+    row_of = {path: row for row, path in enumerate(manifest.paths)}
+    class_ids = {name: i for i, name in enumerate(manifest.classes)}
+    suggestions: dict[int, Suggestion] = {}
+    bad: list[str] = []
+    for line, cells in _rows(csv_path, AUDIT_COLUMNS, bad):
+        row = row_of.get(cells["path"])
+        label = class_ids.get(cells["suggested"])
+        try:
+            probability = float(cells["error_probability"] or "nan")  # nan: not ranked
+        except ValueError:
+            probability = None
+        if row is None or label is None or probability is None:
+            bad.append(f"{csv_path}:{line}: not of this run. Audit it again.")
+        elif manifest.classes[manifest.labels[row]] != cells["label"]:
+            bad.append(f"{csv_path}:{line}: {_other_label(cells, manifest, row)}")
+        else:
+            suggestions[row] = Suggestion(label, probability)
+    if bad:
+        raise DataError(_listed(bad))
+    return suggestions
+
+
+def _rows(
+    csv_path: Path, columns: Sequence[str], bad: list[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line, cells by column) of every row; a row that is too long goes to `bad`."""
+    lines = _csv_rows(csv_path, "path")
+    header = [name.strip() for name in next(lines)[1]]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise DataError(
+            f"{csv_path}:1: no column '{missing[0]}'; there are: {_shown(', '.join(header))}."
+            f" The columns must be {','.join(columns)}."
+        )
+    for line, cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) > len(header):
+            bad.append(f"{csv_path}:{line}: {len(cells)} cells, but the header has {len(header)}")
+            continue
+        cells += [""] * (len(header) - len(cells))
+        named = {name: cells[header.index(name)] for name in columns}
+        # Class names carry no space around them, but a file name may.
+        yield line, {name: x if name == "path" else x.strip() for name, x in named.items()}
+
+
+def _problem(
+    cells: Mapping[str, str], row: int | None, manifest: Manifest, class_ids: Mapping[str, int]
+) -> str:
+    """Return what is wrong with one line of decisions.csv, or nothing."""
+    decision, new_label = cells["decision"], cells["new_label"]
+    if row is None:
+        return f"'{_shown(cells['path'])}' is not a path of this run"
+    if manifest.classes[manifest.labels[row]] != cells["label"]:
+        return _other_label(cells, manifest, row)
+    if decision not in DECISIONS:
+        hint = _did_you_mean(decision, DECISIONS)
+        return f"unknown decision '{_shown(decision)}'.{hint} Known: {', '.join(DECISIONS)}."
+    if decision == "relabel" and not new_label:
+        return "relabel needs a new_label"
+    if decision == "relabel" and new_label not in class_ids:
+        hint = _did_you_mean(new_label, manifest.classes)
+        return f"unknown class '{_shown(new_label)}'.{hint}"
+    if decision != "relabel" and new_label not in ("", cells["label"]):
+        return f"'{decision}' with the new_label '{_shown(new_label)}'. Did you mean 'relabel'?"
+    return ""
+
+
+def _other_label(cells: Mapping[str, str], manifest: Manifest, row: int) -> str:
+    given = manifest.classes[manifest.labels[row]]
+    return (
+        f"'{_shown(cells['path'])}' has the label '{_shown(cells['label'])}' here, but"
+        f" '{given}' in the run. Use the files that belong together."
+    )
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = len(problems) - SHOWN
+    return "\n".join([*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])])

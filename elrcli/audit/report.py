@@ -1,0 +1,408 @@
+"""The review page: one HTML file that works from the disk, without network or account.
+
+The page is `report.html.j2` with `report.css` and three scripts inlined. What comes from the data
+travels as JSON, so a path or a class name is never read as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from elrcli.audit.result import AuditResult
+from elrcli.data.images import ImageProblem, read_image
+from elrcli.data.manifest import SPLITS, Manifest
+
+HERE = Path(__file__).parent
+SCRIPTS = ("report_logic.js", "report_summary.js", "report_review.js")
+EXEMPLARS = 4  # pictures beside a suspect, per class
+MATRIX_CLASSES = 20  # a larger heat map cannot be read
+CONFUSED_PAIRS = 30
+DUPLICATE_GROUPS = 60
+UNREADABLE = 200
+HISTOGRAM_BINS = 20
+SAMPLED = 12  # pictures that tell how large the others will be
+ASPECT = 1.5  # a longer picture is made smaller, so that it costs no more than others
+
+
+class Sizes(NamedTuple):
+    """Short sides in pixels."""
+
+    suspect: int
+    exemplar: int
+
+
+# Tried from the top: the first that fits into the page's budget is taken.
+LADDER = (
+    Sizes(384, 160),
+    Sizes(320, 128),
+    Sizes(256, 128),
+    Sizes(224, 112),
+    Sizes(192, 96),
+    Sizes(160, 80),
+    Sizes(128, 64),
+    Sizes(96, 48),
+    Sizes(64, 32),
+)
+
+
+class Picture(NamedTuple):
+    """A thumbnail as a data URI, or the reason why there is none."""
+
+    uri: str
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    suspects: list[Picture]  # of the leading suspects; fewer than asked if the budget is spent
+    exemplars: dict[int, list[Picture]]
+
+
+def render_report(
+    result: AuditResult,
+    manifest: Manifest,
+    *,
+    curves_svg: str | None = None,
+    max_suspects: int = 500,
+    max_bytes: int = 25_000_000,
+) -> str:
+    """Return the review page with the first `max_suspects` samples, as HTML.
+
+    Pictures become as large as `max_bytes` allows; if even the smallest are too many, the least
+    suspicious samples are left out.
+    """
+    content = _overall(result, manifest, curves_svg)
+    positions = _positions(result, manifest, max_suspects)
+    frame = _page(content | _items(result, manifest, positions), result.summary)
+    pictures = _fit_pictures(result, manifest, positions, max_bytes - len(frame.encode()))
+    positions = positions[: len(pictures.suspects)]
+    content |= _items(result, manifest, positions)
+    content["pictures"] = pictures.suspects
+    content["exemplars"] = pictures.exemplars
+    return _page(content, result.summary)
+
+
+def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the first sentence of the page and the one that says how sure it is."""
+    samples, flagged = int(summary["samples"]), int(summary["flagged"])
+    errors = summary["estimated_errors"]
+    estimate, low, high = (round(float(errors[name])) for name in ("estimate", "low", "high"))
+    if estimate == 0:
+        first = f"Hardly any of {samples:,} labels looks wrong"
+    else:
+        verb = "is" if estimate == 1 else "are"
+        first = f"About {estimate:,} of {samples:,} labels {verb} wrong"
+    rate = _percent(float(summary["estimated_error_rate"]))
+    verb = "is" if flagged == 1 else "are"
+    return first, (
+        f"{rate} of all labels, between {low:,} and {high:,} with 90% confidence."
+        f" {flagged:,} {verb} flagged: wrong with a probability of at least"
+        f" {float(summary['threshold']):g}."
+    )
+
+
+def load_picture(path: Path, side: int) -> Picture:
+    """Return an image file as a JPEG whose short side is `side`, never enlarged."""
+    try:
+        pixels = read_image(path, _short_side(path, side))
+    except ImageProblem as problem:
+        return Picture("", problem=str(problem))
+    height, width = pixels.shape[:2]
+    buffer = io.BytesIO()
+    is_tiny = max(height, width) <= 96  # will be shown enlarged, so artefacts would show too
+    quality, subsampling = (95, "4:4:4") if is_tiny else (82, "4:2:0")
+    Image.fromarray(pixels).save(
+        buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True
+    )
+    return Picture(_data_uri("image/jpeg", buffer.getvalue()), width, height)
+
+
+def _short_side(path: Path, side: int) -> int:
+    """Return `side`, or less for an image that is smaller or very long."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about images that it reads all the same
+            with Image.open(path) as image:
+                short, long = sorted(image.size)
+    except Exception:  # Pillow raises nearly anything; `read_image` will name the reason
+        return side
+    return max(1, min(side, short, round(ASPECT * side * short / long)))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+# --- which samples, how large ---
+
+
+def _positions(result: AuditResult, manifest: Manifest, max_suspects: int) -> list[int]:
+    """Return the positions in the ranking to show: the first ones, then contradicting twins."""
+    first = min(max_suspects, len(result))
+    groups = _contradictions(result, manifest)[:DUPLICATE_GROUPS]
+    position_of = {int(row): i for i, row in enumerate(result.rows)} if groups else {}
+    twins = sorted({position_of[row] for group in groups for row in group if row in position_of})
+    return [*range(first), *(i for i in twins if i >= first)]
+
+
+def _contradictions(result: AuditResult, manifest: Manifest) -> list[tuple[int, ...]]:
+    """Return the groups of duplicates (manifest rows) whose given labels differ."""
+    return [group for group in result.duplicates if len(set(manifest.labels[list(group)])) > 1]
+
+
+def _fit_pictures(
+    result: AuditResult, manifest: Manifest, positions: Sequence[int], budget: int
+) -> _Pictures:
+    """Embed the pictures at the largest sizes that fit into `budget` bytes."""
+    suspects = [int(row) for row in result.rows[list(positions)]]
+    shown = set(suspects)
+    classes = [(int(result.labels[i]), int(result.suggested[i])) for i in positions]
+    exemplars = {
+        label: [int(row) for row in result.exemplars.get(label, ()) if int(row) not in shown]
+        for label in sorted({label for pair in classes for label in pair})
+    }
+    exemplars = {label: rows[:EXEMPLARS] for label, rows in exemplars.items()}
+    beside = [row for rows in exemplars.values() for row in rows]
+    for sizes in LADDER:
+        estimate = _estimate(manifest, suspects, sizes.suspect)
+        estimate += _estimate(manifest, beside, sizes.exemplar)
+        if estimate <= budget:
+            pictures = _embed(manifest, suspects, classes, exemplars, sizes, budget)
+            if len(pictures.suspects) == len(suspects):
+                return pictures
+    return _embed(manifest, suspects, classes, exemplars, LADDER[-1], budget)
+
+
+def _estimate(manifest: Manifest, rows: Sequence[int], side: int) -> float:
+    """Return the bytes that the pictures of `rows` will take, judged by a few of them."""
+    if not rows:
+        return 0.0
+    sample = rows[:: math.ceil(len(rows) / SAMPLED)]
+    costs = [_cost(load_picture(manifest.file(row), side)) for row in sample]
+    return len(rows) * sum(costs) / len(costs)
+
+
+def _embed(
+    manifest: Manifest,
+    suspects: Sequence[int],
+    classes: Sequence[tuple[int, int]],
+    exemplars: Mapping[int, Sequence[int]],
+    sizes: Sizes,
+    budget: int,
+) -> _Pictures:
+    """Embed suspects in order, each with the exemplars of its classes, until `budget` is spent."""
+    pictures = _Pictures([], {})
+    for row, pair in zip(suspects, classes, strict=True):
+        suspect = load_picture(manifest.file(row), sizes.suspect)
+        beside = {
+            label: [load_picture(manifest.file(i), sizes.exemplar) for i in exemplars[label]]
+            for label in set(pair) - pictures.exemplars.keys()
+        }
+        budget -= _cost(suspect) + sum(_cost(p) for group in beside.values() for p in group)
+        if budget < 0:
+            break
+        pictures.suspects.append(suspect)
+        for label, group in beside.items():
+            pictures.exemplars[label] = [picture for picture in group if picture.uri]
+    return pictures
+
+
+def _cost(picture: Picture) -> int:
+    return len(picture.uri) + 2 * len(picture.problem) + 32  # JSON around it
+
+
+# --- content ---
+
+
+def _overall(result: AuditResult, manifest: Manifest, curves_svg: str | None) -> dict[str, Any]:
+    """Return what the page says about the whole data set, with class ids for names."""
+    summary = result.summary
+    class_ids = {name: i for i, name in enumerate(manifest.classes)}
+
+    def class_id(value: Any) -> int:
+        return class_ids[value] if isinstance(value, str) else int(value)
+
+    per_class = [
+        [
+            class_id(row["class"]),
+            int(row["samples"]),
+            int(row["flagged"]),
+            _number(row["estimated_error_rate"]),
+        ]
+        for row in summary.get("per_class", ())
+    ]
+    confused = [
+        [
+            class_id(row["true"]),
+            class_id(row["given"]),
+            _number(row["probability"]),
+            _number(row["samples"]),
+        ]
+        for row in summary.get("most_confused", ())
+    ]
+    counts = np.histogram(result.error_probability, bins=HISTOGRAM_BINS, range=(0.0, 1.0))[0]
+    unreadable = list(summary.get("unreadable", ()))
+    contradictions = _contradictions(result, manifest)
+    return {
+        "key": f"elr-review-{_identity(result, manifest)}",
+        "run": _text(summary.get("run", "")),
+        "about": {
+            name: _text(summary[name])
+            for name in ("version", "backbone", "method", "epochs")
+            if summary.get(name) is not None
+        },
+        "classes": manifest.classes,
+        "samples": int(summary["samples"]),
+        "flagged": int(summary["flagged"]),
+        "threshold": float(summary["threshold"]),
+        "truth": {name: _number(x) for name, x in (summary.get("truth") or {}).items()},
+        "perClass": per_class,
+        "confused": confused[:CONFUSED_PAIRS],
+        "matrix": _matrix(summary.get("noise_matrix"), manifest),
+        "histogram": counts.tolist(),
+        "duplicates": len(result.duplicates),
+        "contradictions": len(contradictions),
+        "unreadable": len(unreadable),
+        "unreadableShown": [
+            [_text(row["path"]), _text(row["reason"])] for row in unreadable[:UNREADABLE]
+        ],
+        "curves": None if curves_svg is None else _data_uri("image/svg+xml", curves_svg.encode()),
+        "pictures": [],
+        "exemplars": {},
+    }
+
+
+def _items(result: AuditResult, manifest: Manifest, positions: Sequence[int]) -> dict[str, Any]:
+    """Return the samples at `positions` of the ranking, and a count of those left out."""
+    chosen = list(positions)
+    probability = result.error_probability.astype(np.float64)
+    item_of = {int(result.rows[i]): item for item, i in enumerate(chosen)}
+    twins = [
+        [item_of[row] for row in group if row in item_of]
+        for group in _contradictions(result, manifest)[:DUPLICATE_GROUPS]
+    ]
+    return {
+        "items": [
+            {
+                "path": manifest.paths[int(result.rows[i])],
+                "rank": i + 1,
+                "split": SPLITS[manifest.splits[result.rows[i]]],
+                "label": int(result.labels[i]),
+                "suggested": int(result.suggested[i]),
+                "score": _number(result.score[i]),
+                "p": _number(probability[i]),
+                "flagged": bool(result.flagged[i]),
+                "top": [
+                    [int(label), _number(p)]
+                    for label, p in zip(
+                        result.top_classes[i], result.top_probabilities[i], strict=True
+                    )
+                ],
+            }
+            for i in chosen
+        ],
+        "twins": [group for group in twins if len(group) > 1],
+        "rest": {
+            "count": len(result) - len(chosen),
+            "flagged": int(result.flagged.sum() - result.flagged[chosen].sum()),
+            "expected": _number(probability.sum() - probability[chosen].sum()),
+        },
+    }
+
+
+def _matrix(noise_matrix: Any, manifest: Manifest) -> dict[str, Any] | None:
+    """Return P(given | true) of all classes, or of the most confused ones if they are many."""
+    if noise_matrix is None or len(noise_matrix) == 0:
+        return None
+    matrix = np.asarray(noise_matrix, dtype=np.float64)
+    shown = np.arange(len(matrix))
+    if len(matrix) > MATRIX_CLASSES:
+        counts = np.bincount(manifest.labels, minlength=len(matrix))
+        wrong = np.nan_to_num(matrix) * counts[:, None]
+        np.fill_diagonal(wrong, 0.0)
+        # A pair ranks both of its classes, so that the largest cells are in the picture.
+        strength = np.maximum(wrong.max(axis=0), wrong.max(axis=1))
+        shown = np.sort(np.argsort(-strength, kind="stable")[:MATRIX_CLASSES])
+    return {
+        "classes": shown.tolist(),
+        "values": [[_number(x) for x in row] for row in matrix[np.ix_(shown, shown)]],
+    }
+
+
+def _identity(result: AuditResult, manifest: Manifest) -> str:
+    """Return a hash of the run and its labels: decisions in the browser belong to it."""
+    digest = hashlib.sha256()
+
+    def add(parts: Iterable[str]) -> None:
+        for part in parts:
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+
+    add([str(result.summary.get("run", "")), str(manifest.root)])
+    add(manifest.classes)
+    add(manifest.paths)
+    digest.update(manifest.labels.astype("<i4").tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _number(value: Any) -> float | int | None:
+    """Return a short JSON number; None where there is no figure."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if float(value).is_integer() else round(float(value), 4)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"
+
+
+def _text(value: Any) -> str:
+    """Return text that UTF-8 can write."""
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# --- page ---
+
+
+def _page(content: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    first, detail = headline(summary)
+    css = (HERE / "report.css").read_text(encoding="utf-8")
+    js = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("report.html.j2").render(
+        run=content["run"],
+        headline=first,
+        detail=detail,
+        css=Markup(css),
+        css_hash=_sha256(css),
+        js=Markup(js),
+        js_hash=_sha256(js),
+        data=Markup(_script_json(content)),
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _script_json(content: Mapping[str, Any]) -> str:
+    """Return JSON that cannot end a script element; characters beyond ASCII are escaped."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

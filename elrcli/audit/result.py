@@ -1,0 +1,29 @@
+"""What an audit found: the one object that tables, summary and review page are written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class AuditResult:
+    """M ranked samples, most suspicious first; all arrays are parallel to `rows`."""
+
+    rows: np.ndarray  # [M] int64 manifest rows
+    labels: np.ndarray  # [M] int32 given class
+    suggested: np.ndarray  # [M] int32 class that the evidence prefers
+    score: np.ndarray  # [M] float32 in [0, 1], higher is worse
+    error_probability: np.ndarray  # [M] float32 in [0, 1], calibrated
+    flagged: np.ndarray  # [M] bool
+    top_classes: np.ndarray  # [M, k] int32, k = min(5, K), most probable first
+    top_probabilities: np.ndarray  # [M, k] float32
+    exemplars: Mapping[int, np.ndarray]  # class -> manifest rows that are sure of it, best first
+    summary: Mapping[str, Any]  # content of summary.json
+    duplicates: tuple[tuple[int, ...], ...] = ()  # groups of manifest rows
+
+    def __len__(self) -> int:
+        return len(self.rows)

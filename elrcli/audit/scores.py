@@ -1,0 +1,31 @@
+"""Rankings of labels from evidence: pure functions over arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def best_other(belief: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the most believed class other than the given one, belief [M, K] -> [M] int32."""
+    others = belief.copy()
+    others[np.arange(len(labels)), labels] = -1.0
+    return np.asarray(others.argmax(axis=1), dtype=np.int32)
+
+
+def ranking_figures(score: np.ndarray, is_error: np.ndarray) -> dict[str, float | None]:
+    """Return AUROC, average precision and precision among the first N of a ranking.
+
+    score [M] higher is more suspicious, is_error [M] bool, N the number of errors; None where
+    there are no errors or nothing else.
+    """
+    errors = int(is_error.sum())
+    if errors in (0, len(is_error)):
+        return {"errors": errors, "auroc": None, "ap": None, "p_at_n": None}
+    leading = np.argsort(-score, kind="stable")[:errors]
+    return {
+        "errors": errors,
+        "auroc": float(roc_auc_score(is_error, score)),
+        "ap": float(average_precision_score(is_error, score)),
+        "p_at_n": float(is_error[leading].mean()),
+    }

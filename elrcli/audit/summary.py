@@ -1,0 +1,68 @@
+"""The figures of an audit as one dictionary, the content of `summary.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+PAIRS = 20
+
+
+def summarise(
+    labels: np.ndarray, posterior: np.ndarray, flagged: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return per-class rates, noise matrix and confused pairs.
+
+    labels [M] given, posterior [M, K] P(true class), flagged [M] bool.
+    """
+    joint = joint_counts(labels, posterior)
+    given = joint.sum(axis=0)
+    true = joint.sum(axis=1)
+    matrix = joint / np.maximum(true, 1e-12)[:, None]
+    per_class = [
+        {
+            "class": name,
+            "samples": int((labels == label).sum()),
+            "flagged": int(flagged[labels == label].sum()),
+            "estimated_error_rate": _rate(given[label] - joint[label, label], given[label]),
+        }
+        for label, name in enumerate(classes)
+    ]
+    return {
+        "per_class": per_class,
+        "noise_matrix": [[round(float(cell), 6) for cell in row] for row in matrix],
+        "most_confused": confused_pairs(joint, classes),
+    }
+
+
+def joint_counts(labels: np.ndarray, posterior: np.ndarray) -> np.ndarray:
+    """Return the expected number of samples per (true, given) class, [K, K] float64."""
+    counts = np.zeros((posterior.shape[1], posterior.shape[1]))
+    np.add.at(counts.T, labels, posterior)
+    return counts
+
+
+def confused_pairs(joint: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the pairs of different classes with most samples, at least half a sample each."""
+    off = joint.copy()
+    np.fill_diagonal(off, 0.0)
+    true_totals = np.maximum(joint.sum(axis=1), 1e-12)
+    largest = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
+    pairs = []
+    for true, given in zip(*np.unravel_index(largest, off.shape), strict=True):
+        if off[true, given] < 0.5:
+            break
+        pairs.append(
+            {
+                "true": classes[true],
+                "given": classes[given],
+                "probability": round(float(off[true, given] / true_totals[true]), 6),
+                "samples": round(float(off[true, given]), 1),
+            }
+        )
+    return pairs
+
+
+def _rate(part: float, whole: float) -> float | None:
+    return round(float(part / whole), 6) if whole > 0 else None

@@ -1,0 +1,119 @@
+"""Options that several commands share, and those made from the training settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from elrcli.config import DATA, MACHINE, TrainConfig, option_name, setting_types
+
+OUTPUT = "Output"
+TYPES = setting_types()
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Show only errors and the result.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
+]
+
+
+def _setting(name: str) -> Any:
+    """Return the `typer.Option` of one training setting."""
+    spec = next(spec for spec in dataclasses.fields(TrainConfig) if spec.name == name)
+    facts: Mapping[str, Any] = spec.metadata
+    flag = option_name(name)
+    kind = TYPES[name]
+    if kind is bool:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    extra: dict[str, Any] = {}
+    if kind in (int, float):
+        extra = {"min": facts["low"], "max": facts["high"]}
+    elif kind is tuple:
+        extra = {"parser": _numbers, "metavar": "A,B,..."}
+    if facts["auto"]:
+        extra["show_default"] = facts["auto"]
+    return typer.Option(
+        flag,
+        *([facts["short"]] if facts["short"] else []),
+        help=facts["help"],
+        rich_help_panel=facts["panel"],
+        **extra,
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: expected numbers, such as 40,80.") from None
+
+
+Root = Annotated[Path | None, _setting("root")]
+PathColumn = Annotated[str, _setting("path_column")]
+LabelColumn = Annotated[str, _setting("label_column")]
+SplitColumn = Annotated[str, _setting("split_column")]
+TruthColumn = Annotated[str | None, _setting("truth_column")]
+Device = Annotated[str, _setting("device")]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], _setting("precision")]
+Workers = Annotated[int | None, _setting("workers")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images per step.", rich_help_panel=MACHINE)
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")]
+Split = Annotated[
+    Literal["train", "val", "test"] | None,
+    typer.Option(
+        "--split",
+        help="Use only this part of the data.",
+        rich_help_panel=DATA,
+        show_default="all",
+    ),
+]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per training setting in place of its `**settings`."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            spec.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(spec.default),
+            annotation=Annotated[_annotation(spec), _setting(spec.name)],
+        )
+        for spec in dataclasses.fields(TrainConfig)
+        if spec.name != "data"
+    ]
+    command.__signature__ = inspect.Signature(own + settings)  # type: ignore[attr-defined]
+    return command
+
+
+def given_settings(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return only the settings that the person typed."""
+    return {name: value for name, value in settings.items() if was_given(context, name)}
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Tell whether an option or argument was typed, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _annotation(spec: dataclasses.Field[Any]) -> Any:
+    kind = TYPES[spec.name]
+    if kind is tuple:
+        return Any
+    plain: Any = Literal[spec.metadata["choices"]] if spec.metadata["choices"] else kind
+    return plain | None if spec.default is None else plain
+
+
+def _default(value: Any) -> Any:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else value

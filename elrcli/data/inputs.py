@@ -1,0 +1,94 @@
+"""The images that a person names: files, folders, patterns, a CSV file, or paths on stdin."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from elrcli.data.manifest import _column, _csv_rows, _image_paths, _is_image_name, _listed
+from elrcli.errors import DataError
+
+
+class ImageInput(NamedTuple):
+    """One image to classify."""
+
+    path: str  # as the person gave it, with forward slashes: what tables show
+    file: Path
+
+
+def expand_inputs(
+    names: Sequence[str | os.PathLike[str]],
+    *,
+    root: Path | None = None,
+    path_column: str = "path",
+    stdin: Iterable[str] = (),
+) -> list[ImageInput]:
+    """Return the images behind `names`, in the order given; a folder's are sorted by path.
+
+    A folder is searched with its sub-folders, a `.csv` file lists paths that start from `root`
+    (default: its own folder), `-` stands for the lines of `stdin`, and what is not on disk is
+    tried as a pattern such as `photos/**/*.jpg`. A file named outright is taken whatever its
+    suffix; whether it is an image shows when it is read.
+    """
+    images: list[ImageInput] = []
+    problems: list[str] = []
+    for given in names:
+        name = os.fspath(given)
+        try:
+            found = list(_expand(name, root, path_column, stdin))
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if not found:
+            problems.append(f"{name}: {_nothing_found(name)}")
+        images += found
+    if problems:
+        raise DataError(_listed(problems))
+    return images
+
+
+def _expand(
+    name: str, root: Path | None, path_column: str, stdin: Iterable[str]
+) -> Iterator[ImageInput]:
+    if name == "-":
+        lines = (line.rstrip("\r\n") for line in stdin)
+        yield from (_named(line) for line in lines if line.strip())
+    elif os.path.isdir(name):
+        for path in sorted(_image_paths(name, "", ())):
+            yield _named(os.path.join(name, path))
+    elif os.path.exists(name):
+        if name.lower().endswith(".csv"):
+            yield from _listed_in(Path(name), root, path_column)
+        else:
+            yield _named(name)
+    else:
+        matches = sorted(glob.glob(name, recursive=True))
+        yield from (_named(path) for path in matches if _is_image_name(path))
+
+
+def _named(path: str) -> ImageInput:
+    return ImageInput(path.replace(os.sep, "/"), Path(path))
+
+
+def _listed_in(csv_path: Path, root: Path | None, path_column: str) -> Iterator[ImageInput]:
+    base = csv_path.parent if root is None else root
+    lines = _csv_rows(csv_path, path_column)
+    header = [name.strip() for name in next(lines)[1]]
+    column = _column(csv_path, header, path_column, "--path-column")
+    for _, cells in lines:
+        path = cells[column] if column < len(cells) else ""
+        if path.strip():
+            yield ImageInput(path.replace(os.sep, "/"), base / path)
+
+
+def _nothing_found(name: str) -> str:
+    if name == "-":
+        return "no paths on standard input. Write one path per line."
+    if os.path.isdir(name):
+        return "no images in this folder. Check the path."
+    if os.path.exists(name):
+        return "no rows below the header. Add one row per image."
+    return "no such file, folder or pattern. Check the path."

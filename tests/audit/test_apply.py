@@ -1,0 +1,393 @@
+"""From reviewed decisions to a corrected dataset; the source is only read."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elrcli.audit.apply import (
+    Change,
+    Plan,
+    folder_targets,
+    plan_corrections,
+    write_csv,
+    write_folder,
+)
+from elrcli.data.manifest import Manifest, StringTable, load_data
+from elrcli.errors import ConfigError, DataError, ElrError
+
+HEADER = "path,label,decision,new_label\n"
+
+
+def make_manifest(
+    root: Path, rows: list[tuple[str, str, str]], extra_classes: tuple[str, ...] = ()
+) -> Manifest:
+    """Write one small file per (path, label, split); the content is the path."""
+    for path, _, _ in rows:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(os.fsencode(path))
+    classes = tuple(sorted({label for _, label, _ in rows} | set(extra_classes)))
+    return Manifest(
+        root=root,
+        paths=StringTable(path for path, _, _ in rows),
+        labels=np.array([classes.index(label) for _, label, _ in rows], dtype=np.int32),
+        splits=np.array([("train", "val", "test").index(s) for *_, s in rows], dtype=np.int8),
+        classes=classes,
+    )
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    rows = [
+        ("images/1.png", "cat", "train"),
+        ("images/2.png", "cat", "train"),
+        ("images/3.png", "dog", "train"),
+        ("images/4.png", "dog", "val"),
+        ("images/5.png", "cow", "train"),
+    ]
+    return make_manifest(tmp_path / "source", rows)
+
+
+def decisions(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "decisions.csv"
+    path.write_text(HEADER + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def labels_of(plan: Plan) -> dict[str, str]:
+    names = plan.manifest.classes
+    return {
+        plan.manifest.paths[int(row)]: names[label]
+        for row, label in zip(plan.rows, plan.labels, strict=True)
+    }
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Return content and link count of every file."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- plan ---
+
+
+def test_each_decision_does_what_it_says(tmp_path: Path, manifest: Manifest):
+    file = decisions(
+        tmp_path,
+        "images/1.png,cat,keep,",
+        "images/2.png,cat,relabel,dog",
+        "images/3.png,dog,remove,",
+        "images/4.png,dog,unsure,",
+    )
+    plan = plan_corrections(manifest, file)
+    assert labels_of(plan) == {
+        "images/1.png": "cat",
+        "images/2.png": "dog",
+        "images/4.png": "dog",
+        "images/5.png": "cow",
+    }
+    assert plan.changes == (
+        Change("images/2.png", "cat", "dog", "reviewed: relabel"),
+        Change("images/3.png", "dog", "", "reviewed: remove"),
+    )
+    assert plan.decided == {"keep": 1, "relabel": 1, "remove": 1, "unsure": 1}
+    assert plan.emptied == ()
+
+
+def test_relabelling_to_the_given_label_changes_nothing(tmp_path: Path, manifest: Manifest):
+    plan = plan_corrections(manifest, decisions(tmp_path, "images/1.png,cat,relabel,cat"))
+    assert plan.changes == ()
+
+
+def test_a_class_that_loses_all_samples_is_named(tmp_path: Path, manifest: Manifest):
+    plan = plan_corrections(manifest, decisions(tmp_path, "images/5.png,cow,remove,"))
+    assert plan.emptied == ("cow",)
+
+
+def test_every_bad_line_is_in_one_error_with_its_number(tmp_path: Path, manifest: Manifest):
+    file = decisions(
+        tmp_path,
+        "images/9.png,cat,keep,",
+        "images/1.png,dog,keep,",
+        "images/2.png,cat,relabel,catt",
+        "images/2.png,cat,relabel,",
+        "images/3.png,dog,delete,",
+        "images/4.png,dog,keep,cat",
+        "images/5.png,cow,keep,,more",
+        "images/5.png,cow,keep,",
+        "images/5.png,cow,keep,",
+        "images/5.png,cow,remove,",
+    )
+    with pytest.raises(DataError) as caught:
+        plan_corrections(manifest, file)
+    problems = str(caught.value).replace(str(file), "F").splitlines()
+    assert problems == [
+        "F:2: 'images/9.png' is not a path of this run",
+        "F:3: 'images/1.png' has the label 'dog' here, but 'cat' in the run."
+        " Use the files that belong together.",
+        "F:4: unknown class 'catt'. Did you mean 'cat'?",
+        "F:5: relabel needs a new_label",
+        "F:6: unknown decision 'delete'. Known: keep, relabel, remove, unsure.",
+        "F:7: 'keep' with the new_label 'cat'. Did you mean 'relabel'?",
+        "F:8: 5 cells, but the header has 4",
+        "F:11: 'images/5.png' is decided otherwise on line 9. Keep one of the two lines.",
+    ]
+
+
+def test_very_many_bad_lines_are_counted(tmp_path: Path, manifest: Manifest):
+    file = decisions(tmp_path, *(f"no/{i}.png,cat,keep," for i in range(50)))
+    with pytest.raises(DataError, match="and 30 more"):
+        plan_corrections(manifest, file)
+
+
+def test_a_spreadsheets_csv_is_read(tmp_path: Path, manifest: Manifest):
+    file = tmp_path / "decisions.csv"
+    text = "path;label;decision;new_label\r\nimages/1.png;cat;relabel;dog\r\n;;;\r\n"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert labels_of(plan_corrections(manifest, file))["images/1.png"] == "dog"
+
+
+def test_missing_column_and_missing_file_are_named(tmp_path: Path, manifest: Manifest):
+    file = tmp_path / "decisions.csv"
+    with pytest.raises(DataError, match="cannot be read"):
+        plan_corrections(manifest, file)
+    file.write_text("path,label,decision\n")
+    with pytest.raises(DataError, match=r"decisions\.csv:1: no column 'new_label'"):
+        plan_corrections(manifest, file)
+
+
+@pytest.mark.parametrize(
+    "name", ['=HYPERLINK("x").png', "+1.png", "-1.png", "@a.png", 'a,"b"\n\rc.png', " x .png"]
+)
+def test_odd_names_are_found_and_written_as_they_are(tmp_path: Path, name: str):
+    manifest = make_manifest(tmp_path / "source", [(name, "=cat", "train"), ("z", "dog", "train")])
+    file = tmp_path / "decisions.csv"
+    with file.open("w", newline="") as handle:
+        csv.writer(handle).writerows([HEADER.strip().split(","), [name, "=cat", "relabel", "dog"]])
+    plan = plan_corrections(manifest, file)
+    write_csv(plan, tmp_path / "out.csv", with_split=False)
+    with (tmp_path / "out.csv").open(newline="") as handle:
+        assert next(iter(csv.DictReader(handle))) == {"path": name, "label": "dog"}
+
+
+# --- suggestions without review ---
+
+
+def audit_csv(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "audit.csv"
+    header = "rank,path,split,label,suggested,score,error_probability,flagged\n"
+    path.write_text(header + "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_accept_above_takes_sure_suggestions_that_nobody_reviewed(
+    tmp_path: Path, manifest: Manifest
+):
+    audit = audit_csv(
+        tmp_path,
+        "1,images/1.png,train,cat,dog,0.99,0.99,1",  # reviewed: kept
+        "2,images/2.png,train,cat,cow,0.98,0.95,1",
+        "3,images/3.png,train,dog,cat,0.97,0.94,1",  # not sure enough
+        "4,images/4.png,val,dog,dog,0.96,0.99,1",  # suggests the given label
+        "5,images/5.png,train,cow,cat,0.95,,0",  # no probability
+    )
+    file = decisions(tmp_path, "images/1.png,cat,keep,")
+    plan = plan_corrections(manifest, file, audit_csv=audit, accept_above=0.95)
+    assert plan.changes == (
+        Change("images/2.png", "cat", "cow", "accepted: error probability 0.95"),
+    )
+    assert plan.decided == {"keep": 1, "accepted": 1}
+    alone = plan_corrections(manifest, None, audit_csv=audit, accept_above=0.95)
+    assert labels_of(alone)["images/1.png"] == "dog"
+
+
+def test_accept_above_refuses_what_it_cannot_use(tmp_path: Path, manifest: Manifest):
+    audit = audit_csv(tmp_path, "1,images/1.png,train,dog,cat,0.9,0.9,1", "2,no.png,,cat,cat,1,x,1")
+    with pytest.raises(ConfigError, match=r"--accept-above 1\.5"):
+        plan_corrections(manifest, None, audit_csv=audit, accept_above=1.5)
+    with pytest.raises(ConfigError, match="Run `elr audit` first"):
+        plan_corrections(manifest, None, accept_above=0.9)
+    with pytest.raises(DataError, match="Run `elr audit`"):
+        plan_corrections(manifest, None, audit_csv=tmp_path / "no.csv", accept_above=0.9)
+    with pytest.raises(DataError) as caught:
+        plan_corrections(manifest, None, audit_csv=audit, accept_above=0.9)
+    assert "audit.csv:2: 'images/1.png' has the label 'dog' here" in str(caught.value)
+    assert "audit.csv:3: not of this run" in str(caught.value)
+
+
+# --- CSV ---
+
+
+def test_csv_has_the_form_of_the_input(tmp_path: Path, manifest: Manifest):
+    file = decisions(tmp_path, "images/2.png,cat,relabel,dog", "images/3.png,dog,remove,")
+    plan = plan_corrections(manifest, file)
+    out = tmp_path / "new" / "corrected.csv"
+    log = write_csv(
+        plan, out, with_split=True, path_column="file", label_column="kind", split_column="part"
+    )
+    assert out.read_text() == (
+        "file,kind,part\nimages/1.png,cat,train\nimages/2.png,dog,train\n"
+        "images/4.png,dog,val\nimages/5.png,cow,train\n"
+    )
+    assert log == tmp_path / "new" / "corrected.changes.csv"
+    assert log.read_text() == (
+        "path,from,to,reason\nimages/2.png,cat,dog,reviewed: relabel\n"
+        "images/3.png,dog,,reviewed: remove\n"
+    )
+    again = load_data(
+        out, root=manifest.root, path_column="file", label_column="kind", split_column="part"
+    )
+    assert dict(zip(again.paths, again.labels, strict=True)) == dict(
+        zip(manifest.paths[:2] + manifest.paths[3:], [0, 2, 2, 1], strict=True)
+    )
+
+
+def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):
+    plan = plan_corrections(manifest, decisions(tmp_path))
+    out = tmp_path / "corrected.csv"
+    write_csv(plan, out, with_split=False)
+    with pytest.raises(DataError, match=r"changes\.csv: exists"):
+        write_csv(plan, out, with_split=False)
+    (tmp_path / "corrected.changes.csv").unlink()
+    with pytest.raises(DataError, match=r"corrected\.csv: exists"):
+        write_csv(plan, out, with_split=False)
+    with pytest.raises(ConfigError, match=r"must end in \.csv"):
+        write_csv(plan, tmp_path / "corrected.txt", with_split=False)
+
+
+# --- folders ---
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
+def test_folder_holds_the_corrected_classes(tmp_path: Path, manifest: Manifest, mode: str):
+    before = snapshot(manifest.root)
+    file = decisions(tmp_path, "images/2.png,cat,relabel,dog", "images/3.png,dog,remove,")
+    out = tmp_path / "corrected"
+    log = write_folder(plan_corrections(manifest, file), out, mode=mode, with_split=False)
+    files = {str(p.relative_to(out)): p for p in sorted(out.rglob("*")) if not p.is_dir()}
+    assert list(files) == ["cat/1.png", "cow/5.png", "dog/2.png", "dog/4.png"]
+    assert files["dog/2.png"].read_bytes() == b"images/2.png"
+    source = manifest.file(1)
+    assert files["dog/2.png"].is_symlink() == (mode == "symlink")
+    assert files["dog/2.png"].samefile(source) == (mode != "copy")
+    assert snapshot(manifest.root) == before
+    assert log == tmp_path / "corrected.changes.csv"
+    assert sorted(os.listdir(tmp_path)) == [
+        "corrected", "corrected.changes.csv", "decisions.csv", "source",
+    ]  # fmt: skip
+
+
+def test_folder_keeps_splits_that_the_user_gave(tmp_path: Path, manifest: Manifest):
+    plan = plan_corrections(manifest, decisions(tmp_path, "images/4.png,dog,relabel,cat"))
+    assert folder_targets(plan, with_split=True) == [
+        "train/cat/1.png", "train/cat/2.png", "train/dog/3.png", "val/cat/4.png", "train/cow/5.png",
+    ]  # fmt: skip
+
+
+def test_names_that_collide_get_numbers_and_unmoved_files_keep_theirs(tmp_path: Path):
+    rows = [
+        ("a/x.png", "dog", "train"),
+        ("b/X.PNG", "cat", "train"),
+        ("c/x-1.png", "cat", "train"),
+        ("d/x.png", "cat", "train"),
+        ("e/x", "cat", "train"),
+        ("f/x", "cat", "train"),
+    ]
+    manifest = make_manifest(tmp_path / "source", rows)
+    plan = plan_corrections(manifest, decisions(tmp_path, "a/x.png,dog,relabel,cat"))
+    assert folder_targets(plan, with_split=False) == [
+        "cat/x-3.png", "cat/X.PNG", "cat/x-1.png", "cat/x-2.png", "cat/x", "cat/x-1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../evil", "a\\b", "", "a\0b"])
+def test_class_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str):
+    manifest = make_manifest(
+        tmp_path / "source", [("1.png", name, "train"), ("2.png", "dog", "train")]
+    )
+    plan = plan_corrections(manifest, None)
+    with pytest.raises(DataError, match="cannot be the name of a folder"):
+        write_folder(plan, tmp_path / "out", mode="copy", with_split=False)
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_hostile_names_stay_inside_the_target(tmp_path: Path):
+    name = "<img src=x onerror=alert(1)>"
+    rows = [(f"a/{name}.png", name, "train"), ("a/..png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    out = tmp_path / "out"
+    write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=False)
+    assert (out / name / f"{name}.png").is_file()
+    assert (out / "dog" / "..png").is_file()
+
+
+def test_target_must_be_new_or_empty(tmp_path: Path, manifest: Manifest):
+    plan = plan_corrections(manifest, None)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_folder(plan, out, mode="copy", with_split=False)
+    (tmp_path / "out.changes.csv").unlink()
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_folder(plan, out, mode="copy", with_split=False)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_folder(plan, tmp_path / "link", mode="copy", with_split=False)
+
+
+def test_target_among_class_folders_is_refused(tmp_path: Path):
+    rows = [("cat/1.png", "cat", "train"), ("dog/2.png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    plan = plan_corrections(manifest, None)
+    with pytest.raises(DataError, match="would become a class"):
+        write_folder(plan, manifest.root / "fixed", mode="copy", with_split=False)
+
+
+def test_missing_images_are_named_before_anything_is_written(tmp_path: Path, manifest: Manifest):
+    manifest.file(2).unlink()
+    with pytest.raises(DataError, match=r"3\.png: no such file"):
+        write_folder(
+            plan_corrections(manifest, None), tmp_path / "out", mode="copy", with_split=False
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_failure_midway_leaves_nothing(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+
+    def link(source: str, place: Path) -> None:
+        if made:
+            raise OSError(18, "Invalid cross-device link")
+        made.append(place)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(DataError, match="Try --mode copy"):
+        write_folder(
+            plan_corrections(manifest, None), tmp_path / "out", mode="hardlink", with_split=False
+        )
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_hard_link_leads_to_the_image_behind_a_link(tmp_path: Path, manifest: Manifest):
+    real = tmp_path / "real.png"
+    manifest.file(0).rename(real)
+    manifest.file(0).symlink_to(real)
+    out = tmp_path / "out"
+    write_folder(plan_corrections(manifest, None), out, mode="hardlink", with_split=False)
+    assert not (out / "cat" / "1.png").is_symlink()
+    assert (out / "cat" / "1.png").samefile(real)
+
+
+def test_unknown_mode_is_refused(tmp_path: Path, manifest: Manifest):
+    with pytest.raises(ElrError, match="copy, hardlink, symlink"):
+        write_folder(
+            plan_corrections(manifest, None), tmp_path / "out", mode="move", with_split=False
+        )

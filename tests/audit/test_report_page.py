@@ -1,0 +1,437 @@
+"""The review page in a real browser: opened from the disk, driven by the keyboard."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from elrcli.audit.apply import plan_corrections, write_csv
+from elrcli.audit.report import render_report
+from elrcli.audit.result import AuditResult
+from elrcli.data.manifest import Manifest, StringTable
+from tests.audit.test_report import CLASSES, HOSTILE, make_audit, make_manifest
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Browser, Page = playwright_api.Browser, playwright_api.Page
+Opener = Callable[..., Any]
+
+SAMPLES = 24
+
+
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("ELR_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    return found if found and Path(found).is_file() else None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium: set ELR_CHROMIUM or put chromium on the PATH")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    names = [f"a/{i:02d}.png" for i in range(SAMPLES - 2)] + [f"z/{HOSTILE}.png", "z/=1+1.png"]
+    return make_manifest(tmp_path / "data", names, [i % 3 for i in range(SAMPLES)])
+
+
+@pytest.fixture
+def audit(manifest: Manifest) -> AuditResult:
+    """24 suspects at 0.99 ... 0.76, all flagged; 0 and 1 suggest the next class, 2 suggests 0."""
+    probability = np.linspace(0.99, 0.76, SAMPLES).astype(np.float32)
+    audit = make_audit(
+        manifest, error_probability=probability, flagged=np.ones(SAMPLES, dtype=bool)
+    )
+    audit.summary["flagged"] = SAMPLES
+    return audit
+
+
+@pytest.fixture
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Opener]:
+    """Open a page from the disk; at the end nothing may have gone wrong in it."""
+    troubles: list[str] = []
+    contexts = []
+
+    def open_page(audit: AuditResult, manifest: Manifest, **options: Any) -> Page:
+        script = options.pop("script", None)
+        path = tmp_path / "report.html"
+        html = render_report(audit, manifest, curves_svg=CURVES)
+        path.write_text(html, encoding="utf-8", newline="")
+        options = {"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | options
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(5000)
+        if script:
+            page.add_init_script(script)
+        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: troubles.append(f"dialog: {dialog.message}"))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(("file:", "data:", "blob:"))
+                else troubles.append(f"request: {request.url}")
+            ),
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+CURVES = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">'
+    '<style>rect { fill: red }</style><rect width="9" height="9" style="stroke: blue"/></svg>'
+)
+
+
+def press(page: Page, keys: str) -> None:
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def current(page: Page) -> str:
+    return page.locator("#facts .path").inner_text()
+
+
+def download(page: Page, folder: Path) -> Path:
+    with page.expect_download() as waiting:
+        page.click("[data-do=export]")
+    assert waiting.value.suggested_filename == "decisions.csv"
+    target = folder / "decisions.csv"
+    waiting.value.save_as(target)
+    return target
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_first_screen_says_how_many_how_sure_and_where(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    assert page.inner_text("h1") == "About 12 of 24 labels are wrong"
+    assert "between 1 and 23 with 90% confidence" in page.inner_text(".lead")
+    assert page.locator(".matrix tbody button").count() == 9
+    assert page.locator(".matrix tbody th").all_inner_texts() == list(CLASSES)
+    assert page.locator(".histogram rect").count() == 20
+    assert page.locator(".histogram .threshold").count() == 1
+    assert page.inner_text("#confused li").split("\n")[:3] == ["cat", "→", "dog"]
+    assert page.locator("#classes li").count() == 3
+    assert page.locator("#curves img").evaluate("image => image.naturalWidth") == 9
+    assert f"{HOSTILE}.jpg" in page.inner_text("#unreadable")
+    assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
+    assert page.inner_text("#left") == "≈ 21 errors left"  # 24 * (0.99 + 0.76) / 2
+
+
+def test_twenty_suspects_by_keyboard_then_apply(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")  # start
+    assert current(page) == "a/00.png"
+    press(page, "k Enter a r Delete u")  # 00 .. 05
+    assert current(page) == "a/06.png"
+    press(page, "p")
+    page.keyboard.type("do")
+    press(page, "Enter")  # 06: picked dog
+    press(page, "2")  # 07: the second of the top classes is its own label, so: keep
+    press(page, "z z")
+    assert current(page) == "a/06.png"
+    press(page, "k k")  # 06, 07
+    press(page, "ArrowRight l")
+    assert current(page) == "a/10.png"
+    press(page, "j ArrowLeft")
+    assert current(page) == "a/08.png"
+    press(page, "Enter " * 12)  # 08 .. 19
+    assert page.inner_text("#reviewed") == "20 of 24 flagged reviewed"
+    # 01, 02, 03, 04 and 08 .. 19 are errors; 00, 06, 07 are kept; 05 is unsure
+    assert page.inner_text("#precision") == "84% were errors (16 of 19)"
+
+    page.reload()
+    assert current(page) == "a/20.png"
+    assert page.inner_text("#reviewed") == "20 of 24 flagged reviewed"
+    press(page, "z")
+    assert current(page) == "a/19.png"
+    press(page, "Enter")
+
+    file = download(page, tmp_path)
+    rows = rows_of(file)
+    assert rows[0] == ["path", "label", "decision", "new_label"]
+    assert rows[1] == ["a/00.png", "cat", "keep", ""]
+    assert rows[2] == ["a/01.png", "dog", "relabel", HOSTILE]
+    assert rows[4] == ["a/03.png", "cat", "remove", ""]
+    assert rows[6] == ["a/05.png", HOSTILE, "unsure", ""]
+    assert len(rows) == 21
+
+    write_csv(plan_corrections(manifest, file), tmp_path / "corrected.csv", with_split=True)
+    names = [manifest.classes[label] for label in manifest.labels]
+    expected = [["path", "label", "split"]]
+    for i, path in enumerate(manifest.paths):
+        if i in (3, 4):
+            continue
+        accepted = i in (1, 2) or 8 <= i <= 19
+        label = manifest.classes[audit.suggested[i]] if accepted else names[i]
+        expected.append([path, label, "val" if i % 4 == 3 else "train"])
+    assert rows_of(tmp_path / "corrected.csv") == expected
+
+
+def test_hostile_names_stay_text(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter g")
+    page.locator("#cards li").nth(22).dblclick()
+    assert current(page) == f"z/{HOSTILE}.png"
+    press(page, "p")
+    assert HOSTILE in page.locator("#pick-list").inner_text()
+    press(page, "Escape ? Escape")
+    press(page, "Enter Enter")  # also the file that looks like a formula
+    press(page, "s")
+    assert page.locator("[src='x'], [onerror]").count() == 0
+    file = download(page, tmp_path)
+    assert [row[0] for row in rows_of(file)[1:]] == [f"z/{HOSTILE}.png", "z/=1+1.png"]
+    assert len(plan_corrections(manifest, file).changes) == 2
+
+
+def test_filters_narrow_the_queue(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest)
+    page.click(f".matrix button[title^='{HOSTILE} labelled dog']")  # row: true, column: given
+    assert page.inner_text("#position") == "1 / 8"
+    assert current(page) == "a/01.png"
+    press(page, "Enter")
+    assert current(page) == "a/04.png"
+    page.select_option("select[name=decision]", "open")
+    assert page.inner_text("#position") == "1 / 7"
+    page.select_option("select[name=split]", "val")
+    assert current(page) == "a/07.png"
+    page.click("#clear-filters")
+    press(page, "/")
+    page.keyboard.type("Z/")
+    press(page, "Enter")  # leave the field
+    assert page.inner_text("#position") == "1 / 2"
+    press(page, "k k")
+    assert "All of these are reviewed." in page.inner_text("#finished")
+    press(page, "f")
+    page.keyboard.type("nothing like it")
+    assert "No sample passes these filters." in page.inner_text("#finished")
+    press(page, "Escape s")
+    page.locator("#classes button", has_text="dog").click()
+    assert page.inner_text("#position") == "2 / 8"  # the first is decided
+
+
+def test_grid_decides_for_a_selection(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest)
+    press(page, "g")
+    press(page, "Space Shift+ArrowRight Shift+ArrowRight")
+    assert page.inner_text("#selected") == "3 selected"
+    cards = page.locator("#cards li")
+    cards.nth(7).click(modifiers=["Shift"])
+    assert page.locator("#cards li[aria-selected=true]").count() == 8
+    press(page, "Enter")
+    assert page.inner_text("#reviewed") == "8 of 24 flagged reviewed"
+    assert cards.nth(0).locator(".badge").inner_text() == "→ dog"
+    assert cards.nth(1).locator(".badge").inner_text() == f"→ {HOSTILE}"
+    press(page, "Control+z")
+    assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
+    press(page, "Control+a r")
+    assert page.inner_text("#reviewed") == "24 of 24 flagged reviewed"
+    press(page, "Control+a p")
+    page.keyboard.type("cat")
+    press(page, "Enter g")
+    assert page.inner_text("#precision") == "67% were errors (16 of 24)"  # 8 are labelled cat
+    assert "All of these are reviewed." in page.inner_text("#finished")
+    press(page, "g ArrowRight o")
+    assert page.inner_text("#verdict") == "→ cat"
+
+
+def test_pick_searches_among_a_thousand_classes(
+    open_page: Opener, tmp_path: Path, manifest: Manifest
+):
+    classes = (*(f"class {i:03d}" for i in range(998)), "sea lion", "lion fish")
+    manifest = Manifest(
+        manifest.root, manifest.paths, manifest.labels, manifest.splits, classes=classes
+    )
+    page = open_page(make_audit(manifest), manifest)
+    assert "The 20 most confused of 1,000 classes" in page.inner_text("#matrix-hint")
+    press(page, "Enter p")
+    assert "60 of 1,000" in page.inner_text("#pick-count")
+    page.keyboard.type("lion")
+    assert page.locator("#pick-list li .name").all_inner_texts() == ["lion fish", "sea lion"]
+    press(page, "ArrowDown Enter ArrowLeft")
+    assert page.inner_text("#verdict") == "→ sea lion"
+    press(page, "p")
+    page.keyboard.type("no such class")
+    assert page.inner_text("#pick-count") == "No class has such a name."
+    press(page, "Enter Escape")
+    assert page.inner_text("#verdict") == "→ sea lion"
+
+
+def test_import_takes_what_fits_and_names_the_rest(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    odd = [*manifest.paths[:-1], 'z/\udcff,"ü"\n=.png']
+    manifest = Manifest(
+        manifest.root, StringTable(odd), manifest.labels, manifest.splits, manifest.classes
+    )
+    rows = [
+        ["path", "label", "decision", "new_label"],
+        ["a/00.png", "cat", "relabel", "dog"],
+        ["a/01.png", "cat", "keep", ""],  # line 3: its label is dog
+        ["a/02.png", HOSTILE, "relabel", "wolf"],  # line 4: no such class
+        ["a/03.png", "cat", "drop", ""],  # line 5: no such decision
+        [odd[-1], HOSTILE, "remove", ""],  # lines 6 and 7
+        ["elsewhere.png", "dog", "unsure", ""],  # of a larger page: stays
+    ]
+    file = tmp_path / "mine.csv"
+    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
+        csv.writer(handle).writerows(rows)
+    page = open_page(audit, manifest)
+    page.set_input_files("#import-file", file)
+    page.locator("#message", has_text="imported").wait_for()
+    assert page.inner_text("#message") == (
+        "3 decisions imported. 3 lines left out: line 3: another label; line 4: unknown class;"
+        " line 5: unknown decision."
+    )
+    assert page.inner_text("#reviewed") == "2 of 24 flagged reviewed"
+    exported = rows_of(download(page, tmp_path))
+    assert exported == [rows[0], rows[1], rows[5], rows[6]]
+    file.write_text("path,label\n", encoding="utf-8")
+    page.set_input_files("#import-file", file)
+    page.locator("#message", has_text="cannot be read: the first line must name").wait_for()
+
+
+def test_advice_follows_what_the_review_finds(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    assert page.inner_text("#advice") == "Go on: about 18 errors in the next 20."
+    press(page, "k " * 12)
+    # 12 kept of 11.2 expected errors: 10 / 21.2 of the probabilities of the other 12 remains
+    assert page.inner_text("#left") == "≈ 5 errors left"
+    advice = page.locator("#advice").text_content()  # hidden by the message for a while
+    assert advice == "Still worth a look: about 5 errors in the next 12."
+
+
+def test_below_the_threshold_only_on_request(open_page: Opener, manifest: Manifest):
+    page = open_page(make_audit(manifest), manifest)  # 0.99 ... 0.01: twelve are flagged
+    press(page, "Enter")
+    press(page, "Enter " * 12)
+    assert page.inner_text("#reviewed") == "12 of 12 flagged reviewed"
+    assert "elr apply" in page.inner_text("#finished .command")
+    page.locator("#finished button", has_text="Go on below the threshold: 12 more").click()
+    assert current(page) == "a/12.png"
+    press(page, "Enter")
+    assert page.inner_text("#reviewed") == "13 of 24 on this page reviewed"
+
+
+def test_duplicates_lead_to_each_other(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    twins = AuditResult(**(vars(audit) | {"duplicates": ((2, 9),)}))
+    page = open_page(twins, manifest)
+    page.locator("#duplicates .twin").nth(1).click()
+    assert current(page) == "a/09.png"
+    page.locator("#twins .twin").click()
+    assert current(page) == "a/02.png"
+
+
+def test_unreadable_suspect_says_why(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    manifest.file(0).unlink()
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    assert page.inner_text("#problem") == "This image cannot be shown: the file does not exist."
+    press(page, "k")
+    assert page.locator("#picture").evaluate("image => image.naturalWidth") == 24
+
+
+def test_tiny_pictures_are_enlarged_with_sharp_pixels(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    picture = page.locator("#picture")
+    assert picture.bounding_box()["width"] == 240
+    assert picture.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+
+
+def test_page_works_where_the_browser_keeps_nothing(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    denied = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('no'); } });"
+    page = open_page(audit, manifest, script=denied)
+    press(page, "Enter k")
+    assert "keeps no decisions" in page.locator("#advice").text_content()
+    assert len(rows_of(download(page, tmp_path))) == 2
+
+
+def test_theme_can_be_chosen_and_stays(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest, color_scheme="light")
+    background = "() => getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.click("[data-do=theme]")
+    dark = page.evaluate(background)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(background) == dark
+
+
+def test_keyboard_alone_reaches_everything(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "?")
+    assert page.locator("#help").is_visible()
+    press(page, "Escape")
+    page.locator(".matrix button").nth(1).focus()
+    press(page, "ArrowRight ArrowDown")
+    assert page.evaluate("document.activeElement.title").startswith(f"dog labelled {HOSTILE}")
+    press(page, "s Enter")  # Enter presses the cell in focus: nothing here looks like that
+    assert "None of the 24 samples" in page.inner_text("#message")
+    page.locator(".matrix button").nth(1).focus()
+    press(page, "Shift+Tab")
+    assert page.evaluate("document.activeElement.dataset.do") == "start"
+    press(page, "Enter")
+    assert page.evaluate("document.activeElement.id") == "stage"
+    page.locator("[data-do=unsure]").focus()
+    press(page, "Enter")  # presses the button; the focus goes back to the picture
+    assert current(page) == "a/01.png"
+    assert page.evaluate("document.activeElement.id") == "stage"
+    assert page.inner_text("#message").startswith("cat unsure")
+
+
+@pytest.mark.parametrize("size", [(1024, 640), (390, 844)])
+def test_small_screens_hold_everything(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, size: tuple[int, int]
+):
+    page = open_page(audit, manifest, viewport={"width": size[0], "height": size[1]})
+    for keys in ("s", "Enter", "g"):
+        press(page, keys)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.evaluate("document.documentElement.scrollHeight") <= size[1]
+    for action in ("keep", "accept", "pick", "remove", "unsure", "undo"):
+        box = page.locator(f"#actions [data-do={action}]").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size[0]
+        assert box["y"] + box["height"] <= size[1]

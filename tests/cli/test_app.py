@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import elrcli
+from elrcli import errors
+from elrcli.cli.app import app
+
+COMMANDS = ("train", "predict", "audit", "evaluate", "noise", "backbones", "demo")
+
+
+def all_options() -> list[tuple[str, str]]:
+    """Return (command, option) for every option that --help shows."""
+    commands = typer.main.get_command(app).commands
+    return [
+        (name, option)
+        for name, command in commands.items()
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("-")
+    ]
+
+
+@pytest.mark.parametrize(("command", "option"), all_options())
+def test_every_option_is_exercised(command, option):
+    source = Path(__file__).with_name(f"test_{command}.py").read_text()
+    assert f'"{option}"' in source
+
+
+def test_help_lists_every_command(elr):
+    outcome = elr("--help")
+    assert outcome.code == 0
+    for name in COMMANDS:
+        assert f" {name} " in outcome.out
+
+
+def test_no_arguments_show_the_help(elr):
+    outcome = elr()
+    assert outcome.code == 2
+    assert "Usage: elr" in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(elr, command):
+    for flag in ("--help", "-h"):
+        outcome = elr(command, flag)
+        assert outcome.code == 0
+        assert f"Usage: elr {command}" in outcome.out
+
+
+def test_version(elr):
+    assert elr("--version").out == f"elr {elrcli.__version__}\n"
+
+
+def test_completion_can_be_shown():
+    done = subprocess.run(
+        [sys.executable, "-m", "elrcli", "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "PATH": ""},
+        check=True,
+    )
+    assert "_ELR_COMPLETE=complete_bash" in done.stdout
+
+
+def test_a_mistyped_command_is_a_usage_error(elr):
+    outcome = elr("trian", "data")
+    assert outcome.code == 2
+    assert "No such command 'trian'. Did you mean 'train'?" in outcome.err
+
+
+def test_a_mistyped_option_is_a_usage_error(elr):
+    outcome = elr("train", "data", "--epoch", "3")
+    assert outcome.code == 2
+    assert "--epoch" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.DataError("data: bad"), 1),
+        (errors.Interrupted("stopped", 2), 130),
+        (errors.Interrupted("stopped", 15), 143),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(elr, monkeypatch, error, code):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("elrcli.api.list_backbones", fail)
+    outcome = elr("backbones")
+    assert outcome == (code, "", f"error: {error}\n")
+
+
+def test_markup_in_an_error_is_text(elr, monkeypatch):
+    def fail(*_, **__):
+        raise errors.DataError("[red]x[/] " + "long " * 60 + "\udcff")
+
+    monkeypatch.setattr("elrcli.api.list_backbones", fail)
+    assert elr("backbones").err == "error: [red]x[/] " + "long " * 60 + "\\udcff\n"
+
+
+def test_ctrl_c_before_training_is_130(elr, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("elrcli.api.list_backbones", interrupt)
+    assert elr("backbones").code == 130
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"'{sys.executable}' -m elrcli train --help | head -n 1"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, check=True, executable="/bin/bash"
+    )
+    assert done.stderr == ""

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elrcli.engine.evaluate import evaluation_of
+
+CALLS: list[dict[str, object]] = []  # what the engine was called with
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Let the engine find 3 cats, one of them taken for a dog, and 1 dog."""
+
+    def evaluate_run(run, data, **options):
+        CALLS.append({"run": run, "data": data} | options)
+        return evaluation_of(np.array([[2, 1], [0, 1]]), ("cat", "dog"), [("x.png", "truncated")])
+
+    monkeypatch.setattr("elrcli.engine.evaluate.evaluate_run", evaluate_run)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_figures_on_stdout(elr):
+    outcome = elr("evaluate", "run", "data")
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        "accuracy           75.00%",
+        "balanced accuracy  83.33%",
+        "images                  4",
+        "",
+        "class  images  precision  recall     f1",
+        "cat         3     100.0%   66.7%  80.0%",
+        "dog         1      50.0%  100.0%  66.7%",
+        "",
+        "label \\ predicted  cat  dog",
+        "cat                  2    1",
+        "dog                  0    1",
+    ]
+    assert outcome.err == "left out: x.png: truncated\n"
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_json_on_stdout(elr):
+    outcome = elr("evaluate", "run", "data", "--json")
+    figures = json.loads(outcome.out)
+    assert next(iter(figures)) == "accuracy"
+    assert figures["accuracy"] == 0.75
+    assert figures["confusion"] == [[2, 1], [0, 1]]
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_options_reach_the_engine(elr):
+    for quiet in ("--quiet", "-q"):
+        outcome = elr(
+            "evaluate", "run", "d.csv", quiet,
+            "--split", "test", "--root", "r", "--path-column", "p", "--label-column", "l",
+            "--split-column", "s", "--batch-size", "8", "--workers", "0", "--device", "cpu",
+            "--precision", "fp32",
+        )  # fmt: skip
+        assert outcome.code == 0
+        call = CALLS[-1]
+        call.pop("observer")
+        assert call == {
+            "run": Path("run"),
+            "data": Path("d.csv"),
+            "split": "test",
+            "root": Path("r"),
+            "path_column": "p",
+            "label_column": "l",
+            "split_column": "s",
+            "batch_size": 8,
+            "workers": 0,
+            "device": "cpu",
+            "precision": "fp32",
+        }
+
+
+def test_many_classes_show_the_largest_confusions(elr, monkeypatch):
+    confusion = np.diag(np.full(20, 5))
+    confusion[3, 4], confusion[7, 1] = 2, 9
+    found = evaluation_of(confusion, tuple(f"c{i}" for i in range(20)), [])
+    monkeypatch.setattr("elrcli.engine.evaluate.evaluate_run", lambda *_, **__: found)
+    assert elr("evaluate", "run", "data").out.splitlines()[-3:] == [
+        "label  predicted  images",
+        "c7     c1              9",
+        "c3     c4              2",
+    ]
+
+
+def test_a_class_that_never_occurs_has_no_figures(elr, monkeypatch):
+    found = evaluation_of(np.array([[1, 0], [0, 0]]), ("cat", "dog"), [])
+    monkeypatch.setattr("elrcli.engine.evaluate.evaluate_run", lambda *_, **__: found)
+    assert "dog         0          -       -       -" in elr("evaluate", "run", "data").out

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from elrcli.config import TrainConfig
+from elrcli.run import RunFolder
+
+# option, value typed, field of TrainConfig, value in the resolved settings
+TRAIN_OPTIONS = [
+    ("--root", "pics", "root", "pics"),
+    ("--path-column", "file", "path_column", "file"),
+    ("--label-column", "class", "label_column", "class"),
+    ("--split-column", "part", "split_column", "part"),
+    ("--truth-column", "true", "truth_column", "true"),
+    ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--backbone", "resnet18", "backbone", "resnet18"),
+    ("-b", "resnet18", "backbone", "resnet18"),
+    ("--pretrained", None, "pretrained", True),
+    ("--no-pretrained", None, "pretrained", False),
+    ("--weights", "w.safetensors", "weights", "w.safetensors"),
+    ("--small-input", None, "small_input", True),
+    ("--no-small-input", None, "small_input", False),
+    ("--freeze", "norm", "freeze", "norm"),
+    ("--method", "ce", "method", "ce"),
+    ("--lambda", "1.5", "lam", 1.5),
+    ("--beta", "0.9", "beta", 0.9),
+    ("--mixup", None, "mixup", True),
+    ("--no-mixup", None, "mixup", False),
+    ("--mixup-alpha", "0.2", "mixup_alpha", 0.2),
+    ("--ema", None, "ema", True),
+    ("--no-ema", None, "ema", False),
+    ("--ema-decay", "0.9", "ema_decay", 0.9),
+    ("--epochs", "3", "epochs", 3),
+    ("-e", "3", "epochs", 3),
+    ("--batch-size", "16", "batch_size", 16),
+    ("--optimizer", "adamw", "optimizer", "adamw"),
+    ("--lr", "1e-3", "lr", 0.001),
+    ("--weight-decay", "0", "weight_decay", 0.0),
+    ("--schedule", "step", "schedule", "step"),
+    ("--warmup", "0", "warmup", 0.0),
+    ("--min-lr", "0", "min_lr", 0.0),
+    ("--milestones", "40,80", "milestones", [40.0, 80.0]),
+    ("--step-factor", "0.1", "step_factor", 0.1),
+    ("--restart-epochs", "5", "restart_epochs", 5.0),
+    ("--layer-decay", "0.75", "layer_decay", 0.75),
+    ("--head-lr-scale", "10", "head_lr_scale", 10.0),
+    ("--clip-grad", "1", "clip_grad", 1.0),
+    ("--accumulate", "2", "accumulate", 2),
+    ("--image-size", "64", "image_size", 64),
+    ("--augment", "strong", "augment", "strong"),
+    ("--flip", None, "flip", True),
+    ("--no-flip", None, "flip", False),
+    ("--cache", "ram", "cache", "ram"),
+    ("--workers", "0", "workers", 0),
+    ("--device", "cuda:1", "device", "cuda:1"),
+    ("--precision", "bf16", "precision", "bf16"),
+    ("--compile", None, "compile", True),
+    ("--no-compile", None, "compile", False),
+    ("--tensorboard", None, "tensorboard", True),
+    ("--no-tensorboard", None, "tensorboard", False),
+    ("--seed", "7", "seed", 7),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "field", "expected"), TRAIN_OPTIONS)
+def test_an_option_sets_its_field(elr, option, value, field, expected):
+    typed = [option] if value is None else [option, value]
+    outcome = elr("train", "data", *typed, "--show-config")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)[field] == expected
+
+
+def test_without_options_the_defaults_hold(elr):
+    outcome = elr("train", "data", "--show-config")
+    assert json.loads(outcome.out) == TrainConfig(data=Path("data")).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--epochs", "0"),
+        ("--beta", "1"),
+        ("--method", "mse"),
+        ("--lr", "fast"),
+        ("--seed", "-1"),
+        ("--milestones", "a,b"),
+        ("--image-size", "7"),
+    ],
+)
+def test_a_value_out_of_range_is_a_usage_error(elr, option, value):
+    outcome = elr("train", "data", option, value)
+    assert outcome.code == 2
+    assert f"Invalid value for '{option}'" in outcome.err
+
+
+def test_options_win_over_the_file(elr, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('data = "pics"\nepochs = 3\nlambda = 1\nsmall-input = true\n')
+    settings = json.loads(elr("train", "--config", file, "-e", 5, "--show-config").out)
+    assert (settings["data"], settings["epochs"], settings["lam"]) == ("pics", 5, 1.0)
+    assert settings["small_input"] is True
+    # an option at its default value is an option all the same
+    assert json.loads(elr("train", "--config", file, "-e", 15, "--show-config").out)["epochs"] == 15
+
+
+def test_a_mistyped_setting_in_the_file_is_named(elr, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("epoch = 3\n")
+    outcome = elr("train", "data", "--config", file)
+    assert outcome.code == 1
+    assert outcome.err == f"error: {file}: unknown setting 'epoch'. Did you mean 'epochs'?\n"
+
+
+def test_without_data_the_argument_is_asked_for(elr):
+    outcome = elr("train")
+    assert outcome.code == 2
+    assert "name a folder or a CSV file" in outcome.err
+
+
+@pytest.mark.parametrize("others", [["data"], ["--lr", "1"], ["--epochs", "15"], ["--overwrite"]])
+def test_resume_takes_no_other_setting(elr, others):
+    outcome = elr("train", "--resume", "runs/a", *others)
+    assert outcome.code == 2
+    assert "continued with its own settings" in outcome.err
+
+
+def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):
+    calls = []
+
+    def fit(config, out, *, overwrite, observer):
+        calls.append((config, out, overwrite))
+        return RunFolder(tmp_path / "my run")
+
+    monkeypatch.setattr("elrcli.engine.fit.fit", fit)
+    outcome = elr("train", "data", "--out", "a", "--overwrite", "--quiet")
+    assert outcome == (0, f"{tmp_path}/my run\n", "")
+    outcome = elr("train", "data", "-o", "b", "-q")
+    assert [call[1:] for call in calls] == [(Path("a"), True), (Path("b"), False)]
+    outcome = elr("train", "data")
+    assert calls[-1] == (TrainConfig(data=Path("data")), None, False)
+    assert f"elr audit '{tmp_path}/my run'" in outcome.err  # ready to be pasted
+    assert f"elr predict '{tmp_path}/my run' image.jpg" in outcome.err
+    assert f"{tmp_path}/my run/curves.svg" in outcome.err
+
+
+def test_resume_reaches_the_engine(elr, tmp_path, monkeypatch):
+    calls = []
+
+    def resume(run, *, observer):
+        calls.append(run)
+        return RunFolder(run)
+
+    monkeypatch.setattr("elrcli.engine.fit.resume", resume)
+    assert elr("train", "--resume", "runs/a").out == "runs/a\n"
+    assert calls == [Path("runs/a")]

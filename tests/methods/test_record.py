@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import torch
+
+from elrcli.methods.record import SampleRecord
+
+
+def test_a_new_record_knows_nothing():
+    record = SampleRecord(2, 3, epochs=4)
+    assert record.prediction.tolist() == [-1, -1]
+    assert record.visits.tolist() == [0, 0]
+    assert record.given_prob.shape == (2, 4)
+    assert record.given_prob.isnan().all()
+
+
+def test_two_visits_by_hand():
+    record = SampleRecord(3, 3, epochs=2)
+    index, labels = torch.tensor([2, 0]), torch.tensor([0, 1])
+    record.update(torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0.0]]), labels, index, epoch=0)
+    record.update(torch.tensor([[0.0, 0.25, 0.75], [0.0, 1.0, 0.0]]), labels, index, epoch=1)
+    assert record.prob_sum.tolist() == [[0.75, 1.25, 0.0], [0.0] * 3, [0.5, 0.5, 1.0]]
+    # p(given) - max p(other): row 2 has 0.5 - 0.25 and 0 - 0.75, row 0 has 0.25 - 0.75 and 1 - 0
+    assert record.margin_sum.tolist() == [0.5, 0.0, -0.5]
+    assert record.visits.tolist() == [2, 0, 2]
+    assert record.agreements.tolist() == [1, 0, 1]
+    assert record.prediction.tolist() == [1, -1, 2]
+    assert record.given_prob[2].tolist() == [0.5, 0.0]
+    assert record.given_prob[0].tolist() == [0.25, 1.0]
+    assert record.given_prob[1].isnan().all()
+
+
+def test_everything_is_in_the_state_dict():
+    record = SampleRecord(2, 2, epochs=1)
+    record.update(torch.tensor([[0.25, 0.75]]), torch.tensor([1]), torch.tensor([1]), epoch=0)
+    other = SampleRecord(2, 2, epochs=1)
+    other.load_state_dict(record.state_dict())
+    for name, tensor in record.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, equal_nan=True)
+    assert set(record.state_dict()) == {
+        "prob_sum",
+        "margin_sum",
+        "visits",
+        "agreements",
+        "prediction",
+        "given_prob",
+    }
+
+
+def test_no_gradient_is_kept():
+    record = SampleRecord(1, 2, epochs=1)
+    probs = torch.tensor([[0.25, 0.75]], requires_grad=True)
+    record.update(probs, torch.tensor([1]), torch.tensor([0]), epoch=0)
+    assert not record.prob_sum.requires_grad

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from elrcli.config import (
+    TrainConfig,
+    check_names,
+    option_name,
+    read_json_object,
+    read_toml,
+    setting_types,
+)
+from elrcli.errors import ConfigError
+
+
+def make(**settings: object) -> TrainConfig:
+    return TrainConfig(**{"data": Path("d"), **settings})
+
+
+def test_defaults_of_the_contract():
+    config = make()
+    assert (config.backbone, config.method, config.lam, config.beta) == ("resnet50", "elr", 3, 0.7)
+    assert (config.val_fraction, config.augment, config.precision) == (0.1, "light", "auto")
+    assert config.batch_size is config.lr is config.weights is None
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().lam = 1.0  # type: ignore[misc]
+
+
+def test_replace_checks_again():
+    config = make()
+    assert config.replace(lam=1).lam == 1.0
+    assert config.lam == 3.0
+    with pytest.raises(ConfigError, match=r"--lambda -1.0: must be at least 0\."):
+        config.replace(lam=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 0, "--epochs 0: must be at least 1."),
+        ("epochs", 10_001, "--epochs 10001: must be at most 10000."),
+        ("epochs", 10**400, "must be at most 10000."),
+        ("epochs", 2.0, "--epochs 2.0: expected a whole number."),
+        ("epochs", True, "--epochs True: expected a whole number."),
+        ("epochs", None, "--epochs needs a value."),
+        ("beta", 1.0, "--beta 1.0: must be at most 0.9999."),
+        ("beta", math.nan, "--beta nan: must be at least 0."),
+        ("lr", math.inf, "--lr inf: must be finite."),
+        ("lr", 10**400, "--lr inf: must be finite."),
+        ("lr", -(10**400), "--lr -inf: must be at least 0."),
+        ("lr", "fast", "--lr 'fast': expected a number."),
+        ("lr", False, "--lr False: expected a number."),
+        ("mixup", 1, "--mixup 1: expected true or false."),
+        ("method", "mse", "--method 'mse': choose one of elr, ce."),
+        ("optimizer", 3, "--optimizer 3: expected text."),
+        ("weights", 3, "--weights 3: expected a path."),
+        ("milestones", "40,b", "--milestones '40,b': expected numbers, such as 40,80."),
+        ("milestones", 5, "--milestones 5: expected numbers, such as 40,80."),
+        ("milestones", [10**400], "expected numbers"),
+        ("milestones", (-1.0,), "--milestones -1.0: must be at least 0."),
+        ("image_size", 7, "--image-size 7: must be at least 8."),
+        ("seed", 2**32, "--seed 4294967296: must be at most"),
+        ("data", None, "--data needs a value."),
+    ],
+)
+def test_a_bad_value_is_named(name, value, message):
+    with pytest.raises(ConfigError) as caught:
+        make(**{name: value})
+    assert message in str(caught.value)
+
+
+def test_values_take_the_type_of_their_setting():
+    config = make(data="folder", lam=3, milestones="40,80", weights="w.pth")
+    assert config.data == Path("folder")
+    assert type(config.lam) is float
+    assert config.milestones == (40.0, 80.0)
+    assert config.weights == Path("w.pth")
+
+
+def test_weights_and_no_pretrained_exclude_each_other():
+    with pytest.raises(ConfigError, match="--weights and --no-pretrained exclude each other"):
+        make(weights=Path("w.pth"), pretrained=False)
+
+
+def test_a_config_survives_json():
+    config = make(root=Path("r"), milestones=(0.5, 40), lr=0.1, mixup=True, seed=7)
+    again = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+
+
+def test_from_dict_names_the_place():
+    with pytest.raises(ConfigError, match=r"^here: --lr 'x': expected a number\.$"):
+        TrainConfig.from_dict({"data": "d", "lr": "x"}, "here")
+    with pytest.raises(ConfigError, match=r"^here: no 'data' given"):
+        TrainConfig.from_dict({}, "here")
+    with pytest.raises(ConfigError, match=r"unknown setting 'epoch'\. Did you mean 'epochs'\?"):
+        TrainConfig.from_dict({"data": "d", "epoch": 3}, "here")
+
+
+def test_check_names_has_no_hint_where_nothing_is_near():
+    with pytest.raises(ConfigError, match=r"^f: unknown setting 'zzzzz'\.$"):
+        check_names({"zzzzz": 1}, "f")
+
+
+def test_option_names():
+    assert option_name("lam") == "--lambda"
+    assert option_name("head_lr_scale") == "--head-lr-scale"
+    with pytest.raises(KeyError):
+        option_name("nothing")
+
+
+def test_setting_types_are_plain():
+    types = setting_types()
+    assert types["batch_size"] is int
+    assert types["weights"] is Path
+    assert types["milestones"] is tuple
+    assert types["truth_column"] is str
+
+
+def test_every_setting_has_a_help_text_a_panel_and_a_name_for_none():
+    for spec in dataclasses.fields(TrainConfig):
+        if spec.name == "data":
+            continue
+        assert spec.metadata["help"].endswith("."), spec.name
+        assert spec.metadata["panel"], spec.name
+        assert (spec.default is None) == (spec.metadata["auto"] is not None), spec.name
+
+
+def test_toml(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('lambda = 5\nbatch-size = 32\nhead_lr_scale = 2.0\nmilestones = [1, "2"]\n')
+    values = read_toml(file)
+    assert values == {
+        "lam": 5,
+        "batch_size": 32,
+        "head_lr_scale": 2.0,
+        "milestones": [1, "2"],
+    }
+    assert make(**values).milestones == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lr = ", "not valid TOML"),
+        (b"\xff = 1", "not valid TOML"),
+        (b"x = " + b"[" * 5000, "not valid TOML"),
+        (b"epoch = 3", "unknown setting 'epoch'. Did you mean 'epochs'?"),
+    ],
+)
+def test_bad_toml_is_named(tmp_path, content, message):
+    file = tmp_path / "c.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_toml(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_json_object(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\x00", "NaN", "[1]", "1" * 5000])
+def test_bad_json_is_refused(tmp_path, content):
+    file = tmp_path / "c.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"c\.json: (not valid JSON|expected one JSON object)"):
+        read_json_object(file)

@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from elrcli.errors import ModelError
+from elrcli.models import (
+    Preprocessing,
+    calm_head,
+    check_image_size,
+    classifier_names,
+    create_network,
+    freeze,
+    list_backbones,
+    load_weights,
+    parameter_groups,
+    preprocessing,
+    read_state_dict,
+    shrink_stem,
+    training_mode,
+)
+
+TINY = "test_resnet"
+
+
+def tiny(num_classes: int = 3) -> nn.Module:
+    return create_network(TINY, num_classes)
+
+
+def contiguous(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+
+
+# --- names ---
+
+
+def test_list_backbones_by_part_and_by_glob():
+    assert "resnet50" in list_backbones("resnet5")
+    assert list_backbones("test_resnet*") == ["test_resnet"]
+    assert list_backbones("test_resnet", pretrained=True) == ["test_resnet.r160_in1k"]
+    assert list_backbones("nothing like this") == []
+
+
+@pytest.mark.parametrize(("name", "near"), [("resnet5O", "resnet50"), ("convnext_tny", "convnext")])
+def test_an_unknown_backbone_gets_a_hint(name, near):
+    with pytest.raises(ModelError, match=rf"^{name}: no such backbone\. Did you mean .*{near}"):
+        create_network(name, 2)
+
+
+@pytest.mark.parametrize("name", ["", "hf-hub:someone/model", "local-dir:/tmp", "zzzzzzzz"])
+def test_other_sources_are_no_backbones(name):
+    with pytest.raises(ModelError, match="`elr backbones` lists them"):
+        create_network(name, 2)
+
+
+@pytest.mark.parametrize("name", ["test_resnet.nothing", "test_resnet.hf-hub:someone/model"])
+def test_an_unknown_weight_tag_names_the_known_ones(name):
+    with pytest.raises(ModelError, match=r"no such weights\. Choose one of test_resnet\.r160_in1k"):
+        create_network(name, 2)
+
+
+# --- the new network ---
+
+
+def test_the_head_has_one_output_per_class():
+    network = tiny(5).eval()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert classifier_names(network) == ("fc",)
+
+
+@pytest.mark.parametrize("backbone", [TINY, "tf_efficientnet_lite0", "test_vit", "test_convnext"])
+def test_first_predictions_are_near_uniform(backbone):
+    torch.manual_seed(0)
+    size = 160 if backbone == "test_vit" else 32
+    network = create_network(backbone, 4).train()
+    probs = network(torch.randn(8, 3, size, size)).softmax(dim=1)
+    torch.testing.assert_close(probs, torch.full((8, 4), 0.25), atol=0.15, rtol=0)
+
+
+def test_calm_head_touches_only_the_head():
+    network = tiny()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    calm_head(network)
+    changed = {
+        name for name, tensor in network.state_dict().items() if not before[name].equal(tensor)
+    }
+    assert changed == {"fc.weight"}
+    assert network.get_submodule("fc").weight.detach().std().item() == pytest.approx(0.01, rel=0.2)
+    assert not network.get_submodule("fc").bias.any()
+
+
+def test_preprocessing_is_the_backbones_own():
+    prepared = preprocessing(tiny())
+    assert prepared.image_size == 160
+    assert prepared.mean == pytest.approx((0.5, 0.5, 0.5), abs=0.1)
+    assert preprocessing(tiny(), 32) == Preprocessing(32, prepared.mean, prepared.std)
+
+
+def test_a_network_of_fixed_size_is_built_for_the_size_asked():
+    network = create_network("test_vit", 2, image_size=64).eval()
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("test_vit", 33), ("inception_v4", 32)])
+def test_a_size_that_cannot_work_is_refused(backbone, size):
+    network = create_network(backbone, 2, image_size=size)
+    with pytest.raises(ModelError, match=f"^--image-size {size}: the backbone cannot take it"):
+        check_image_size(network, size)
+
+
+def test_check_image_size_changes_nothing():
+    network = tiny()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    check_image_size(network, 32)
+    for name, tensor in network.state_dict().items():
+        assert before[name].equal(tensor), name
+
+
+# --- pretrained weights ---
+
+
+def test_unreachable_weights_name_both_ways_out(monkeypatch):
+    def refuse(*arguments: object, **options: object) -> nn.Module:
+        raise OSError("We couldn't connect to the hub.\nTraceback and more")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ModelError) as caught:
+        create_network(TINY, 2, pretrained=True)
+    assert str(caught.value) == (
+        "test_resnet: pretrained weights cannot be had (We couldn't connect to the hub.). "
+        "Give a local file with --weights FILE, or start from scratch with --no-pretrained."
+    )
+
+
+def test_local_weights_need_no_download(monkeypatch, tmp_path):
+    safetensors.torch.save_file(contiguous(tiny()), tmp_path / "w.safetensors")
+    asked = []
+    original = timm.create_model
+
+    def create(*arguments: object, **options: object) -> nn.Module:
+        asked.append(options.get("pretrained", False))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    create_network(TINY, 2, pretrained=True, weights=tmp_path / "w.safetensors")
+    assert asked == [False]
+
+
+# --- weights from a file ---
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "wrapped.pth", "module.pth"])
+def test_weights_load_and_a_head_for_other_classes_is_left_out(tmp_path, name):
+    donor = timm.create_model(TINY, num_classes=7)
+    state = contiguous(donor)
+    path = tmp_path / name
+    if name == "w.safetensors":
+        safetensors.torch.save_file(state, path)
+    elif name == "wrapped.pth":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    elif name == "module.pth":
+        torch.save({f"module.{key}": tensor for key, tensor in state.items()}, path)
+    else:
+        torch.save(state, path)
+    network = create_network(TINY, 3, weights=path)
+    for key, tensor in network.state_dict().items():
+        assert key.startswith("fc.") or tensor.equal(state[key]), key
+    assert network.get_submodule("fc").weight.shape[0] == 3
+    assert network.get_submodule("fc").weight.abs().max() < 0.1  # still calm
+
+
+def test_a_head_that_fits_is_taken(tmp_path):
+    donor = timm.create_model(TINY, num_classes=3)
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    network = create_network(TINY, 3, weights=tmp_path / "w.pth")
+    assert network.get_submodule("fc").weight.equal(donor.get_submodule("fc").weight)
+
+
+def test_old_files_without_batch_counters_load(tmp_path):
+    state = {
+        name: tensor
+        for name, tensor in tiny().state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    torch.save(state, tmp_path / "w.pth")
+    create_network(TINY, 3, weights=tmp_path / "w.pth")
+
+
+def test_weights_of_another_backbone_name_the_counts(tmp_path):
+    torch.save(create_network("test_vit", 3).state_dict(), tmp_path / "w.pth")
+    expected = r"fit the backbone \(\d+ unknown, first 'cls_token'; \d+ missing, .*--backbone"
+    with pytest.raises(ModelError, match=expected):
+        create_network(TINY, 3, weights=tmp_path / "w.pth")
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path):
+    state = tiny().state_dict()
+    state["bn1.weight"] = torch.zeros(5)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"\(1 of another shape, first 'bn1\.weight'\)"):
+        create_network(TINY, 3, weights=tmp_path / "w.pth")
+
+
+def test_without_a_head_named_nothing_may_be_left_out(tmp_path):
+    torch.save(tiny(7).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"2 of another shape, first 'fc\.weight'"):
+        load_weights(tiny(3), tmp_path / "w.pth")
+
+
+class Payload:
+    """Unpickling an instance creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("style", ["torch", "pickle"])
+def test_code_in_a_weight_file_is_refused_and_never_run(tmp_path, style):
+    proof, path = tmp_path / "executed", tmp_path / "w.pth"
+    content = {"conv1.0.weight": torch.zeros(1), "extra": Payload(proof)}
+    if style == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ModelError, match=r"w\.pth: refused, holds more than tensors"):
+        read_state_dict(path)
+    assert not proof.exists()
+    if style == "torch":  # the trap is real: an unguarded reader springs it
+        torch.load(path, weights_only=False)
+        assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.safetensors", b"", "not a readable state dict"),
+        ("w.safetensors", b"\xff" * 64, "not a readable state dict"),
+        ("w.safetensors", b"\x10\0\0\0\0\0\0\0" + b"[" * 16, "not a readable state dict"),
+        ("w.pth", b"", "not a readable state dict|refused"),
+        ("w.pth", b"hello", "not a readable state dict|refused"),
+        ("w.pth", b"PK\3\4 torn", "not a readable state dict"),
+    ],
+)
+def test_damaged_weight_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        read_state_dict(tmp_path / name)
+
+
+def test_a_safetensors_file_that_claims_too_much_is_refused(tmp_path):
+    header = b'{"w":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match="not a readable state dict"):
+        read_state_dict(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"epoch": 3}, {"model": {"a": [1]}}, torch.zeros(2)])
+def test_a_file_without_tensors_by_name_is_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"none\.pth: no such file"):
+        create_network(TINY, 3, weights=tmp_path / "none.pth")
+
+
+# --- small input ---
+
+
+def test_small_input_on_resnet34():
+    """The variant of the paper: 3x3 stem with stride 1, no max-pool; 32 px end as 4x4."""
+    network = create_network("resnet34", 10)
+    centre = network.conv1.weight[:, :, 2:5, 2:5].clone()
+    shrink_stem(network)
+    stem = network.conv1
+    assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
+    assert isinstance(network.maxpool, nn.Identity)
+    assert stem.weight.equal(centre)
+    with torch.no_grad():
+        assert network.eval().forward_features(torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4)
+
+
+def test_small_input_on_efficientnet_lite0():
+    network = create_network("tf_efficientnet_lite0", 10, small_input=True).eval()
+    assert network.conv_stem.stride == (1, 1)
+    with torch.no_grad():
+        assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape[2:] == (2, 2)
+
+
+def test_small_input_weights_come_from_the_full_network(tmp_path):
+    donor = timm.create_model("resnet18", num_classes=2)
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    network = create_network("resnet18", 2, weights=tmp_path / "w.pth", small_input=True)
+    assert network.conv1.weight.equal(donor.conv1.weight[:, :, 2:5, 2:5])
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
+def test_small_input_is_refused_where_it_cannot_work(backbone):
+    with pytest.raises(ModelError, match=r"^--small-input: "):
+        create_network(backbone, 2, small_input=True)
+
+
+# --- parameter groups ---
+
+
+def scales(network: nn.Module, **options: float) -> dict[str, tuple[float, float]]:
+    """Return (lr_scale, weight_decay) by parameter name."""
+    settings = {"weight_decay": 0.1, "layer_decay": 1.0, "head_lr_scale": 1.0, **options}
+    groups = parameter_groups(network, **settings)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    assert len(found) == sum(len(group["params"]) for group in groups)  # none twice
+    return found
+
+
+def test_biases_and_norms_have_no_weight_decay():
+    found = scales(tiny())
+    assert set(found) == {name for name, _ in tiny().named_parameters()}
+    assert found["conv1.0.weight"] == (1.0, 0.1)
+    assert found["fc.weight"] == (1.0, 0.1)
+    assert found["fc.bias"] == found["bn1.weight"] == found["bn1.bias"] == (1.0, 0.0)
+
+
+def test_the_head_learns_at_its_own_rate():
+    found = scales(tiny(), head_lr_scale=10.0)
+    assert found["fc.weight"] == (10.0, 0.1)
+    assert found["fc.bias"] == (10.0, 0.0)
+    assert {scale for name, (scale, _) in found.items() if not name.startswith("fc.")} == {1.0}
+
+
+def test_layer_decay_halves_the_rate_from_layer_to_layer():
+    found = scales(tiny(), layer_decay=0.5, head_lr_scale=4.0)
+    assert found["fc.weight"][0] == 4.0
+    rates = [found[name][0] for name in found if name.startswith("layer")]
+    assert min(rates) >= found["conv1.0.weight"][0] > 0
+    assert all(torch.log2(torch.tensor(rate)) % 1 == 0 for rate in rates)
+    assert max(rates) == 0.5
+    assert found["layer4.0.conv1.weight"][0] > found["layer1.0.conv1.weight"][0]
+
+
+def test_frozen_parameters_are_in_no_group():
+    network = tiny()
+    freeze(network, "backbone")
+    assert set(scales(network)) == {"fc.weight", "fc.bias"}
+    assert set(scales(network, layer_decay=0.5)) == {"fc.weight", "fc.bias"}
+
+
+# --- freezing ---
+
+
+def test_freeze_norm():
+    network = tiny()
+    freeze(network, "norm")
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert {"bn1.weight", "bn1.bias"} <= frozen
+    assert all("bn" in name or "downsample" in name or "conv1." in name for name in frozen)
+    assert "conv1.0.weight" not in frozen
+    training_mode(network, "norm")
+    assert network.training
+    assert not network.get_submodule("bn1").training
+
+
+def test_freeze_none_trains_everything():
+    network = tiny()
+    freeze(network, "none")
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    training_mode(network.eval(), "none")
+    assert all(module.training for module in network.modules())
+
+
+def test_freeze_norm_is_refused_where_there_is_none():
+    with pytest.raises(ModelError, match=r"^--freeze norm: this backbone has no BatchNorm"):
+        freeze(create_network("test_vit", 2), "norm")

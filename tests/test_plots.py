@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from elrcli.plots import curves_svg
+
+
+def texts(svg: str) -> list[str]:
+    """Return the labels of a picture: matplotlib leaves them as comments beside the glyphs."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    root = ElementTree.fromstring(svg, parser)
+    return [node.text.strip() for node in root.iter() if node.tag is ElementTree.Comment]
+
+
+ROW = {"epoch": 1.0, "loss": 0.9, "loss_ce": 1.0, "loss_elr": -0.1, "train_agreement": 0.5}
+TRUTH = {"clean_right": 0.9, "clean_other": 0.1, "wrong_right": 0.7, "wrong_memorised": 0.2}
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 12])
+def test_the_picture_is_valid_and_has_three_panels(epochs):
+    found = texts(curves_svg([{**ROW, "epoch": n + 1} for n in range(epochs)]))
+    for title in ("Loss", "Agreement with the given labels", "Predictions that changed"):
+        assert title in found
+    assert ("cross-entropy" in found) == (epochs > 0)
+    assert "memorised" not in found
+
+
+def test_only_what_was_measured_is_drawn():
+    found = texts(curves_svg([{**ROW, "val_loss": None}]))
+    assert "ELR term" in found
+    assert "validation" not in found
+
+
+def test_true_labels_add_the_memorisation_panels():
+    found = texts(curves_svg([{**ROW, **TRUTH, "val_accuracy_true": 0.8}]))
+    for title in ("Correctly labelled training images", "Wrongly labelled training images"):
+        assert title in found
+    assert found.count("memorised") == 1
+    assert "Accuracy against the true labels" in found
+
+
+def test_a_column_may_start_late():
+    assert curves_svg([ROW, {**ROW, "epoch": 2.0, "changed": 0.25}]).startswith("<?xml")

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+
+from elrcli.config import TrainConfig
+from elrcli.errors import RunError
+from elrcli.run import RunFolder, csv_text, json_text, newest_run, write_text
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """A run folder by hand: two images, one class each."""
+    run = RunFolder.create(tmp_path / "run")
+    settings = TrainConfig(data=tmp_path / "data", seed=5).to_dict()
+    config = {"elr": "0", "settings": settings, "data_root": str(tmp_path / "data")}
+    write_text(run.config_file, json_text(config))
+    write_text(run.classes_file, json_text({"classes": ["cat", "dog"]}))
+    write_text(run.manifest_file, "path,label,split\na.png,cat,train\nb.png,dog,val\n")
+    return run
+
+
+def test_a_run_gives_back_what_was_written(run, tmp_path):
+    run = RunFolder.open(run.path)
+    assert run.train_config().seed == 5
+    assert run.classes() == ("cat", "dog")
+    manifest = run.manifest()
+    assert list(manifest.paths) == ["a.png", "b.png"]
+    assert manifest.labels.tolist() == [0, 1]
+    assert manifest.root == tmp_path / "data"
+
+
+def test_names_of_the_contract(run):
+    names = [run.config_file, run.classes_file, run.manifest_file, run.metrics_file]
+    names += [run.model_file, run.checkpoint_folder, run.unreadable_file, run.curves_file]
+    assert [path.relative_to(run.path).as_posix() for path in [*names, run.audit_folder]] == [
+        "config.json",
+        "classes.json",
+        "manifest.csv",
+        "metrics.csv",
+        "model.safetensors",
+        "checkpoint",
+        "unreadable.csv",
+        "curves.svg",
+        "audit",
+    ]
+
+
+# --- create and open ---
+
+
+def test_create_makes_parents(tmp_path):
+    assert RunFolder.create(tmp_path / "a" / "b").path.is_dir()
+
+
+def test_create_takes_an_empty_folder(tmp_path):
+    assert RunFolder.create(tmp_path).path == tmp_path
+
+
+def test_create_keeps_an_existing_run_without_overwrite(run):
+    with pytest.raises(RunError, match=r"exists\. Add --overwrite, or choose another --out"):
+        RunFolder.create(run.path)
+    assert run.config_file.is_file()
+
+
+def test_overwrite_removes_what_a_run_writes_and_nothing_else(run):
+    run.checkpoint_folder.mkdir()
+    (run.checkpoint_folder / "000001.safetensors").touch()
+    run.model_file.touch()
+    (run.path / "notes.txt").write_text("mine")
+    RunFolder.create(run.path, overwrite=True)
+    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+
+
+def test_overwrite_does_not_follow_links(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "000001.safetensors").touch()
+    run.checkpoint_folder.symlink_to(tmp_path / "elsewhere")
+    RunFolder.create(run.path, overwrite=True)
+    assert not os.path.lexists(run.checkpoint_folder)
+    assert (tmp_path / "elsewhere" / "000001.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not json", '{"architectures": ["ResNet"]}'])
+def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path, content):
+    (tmp_path / "precious.bin").touch()
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "model.safetensors").touch()
+    with pytest.raises(RunError, match="not empty and not a run"):
+        RunFolder.create(tmp_path, overwrite=True)
+    assert (tmp_path / "precious.bin").exists()
+    assert (tmp_path / "model.safetensors").exists() == (content is not None)
+
+
+def test_a_file_is_no_place_for_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"):
+        RunFolder.create(tmp_path / "file")
+    with pytest.raises(RunError, match="cannot be created"):
+        RunFolder.create(tmp_path / "file" / "below")
+
+
+def test_open_says_what_is_missing(tmp_path):
+    with pytest.raises(RunError, match="no such folder"):
+        RunFolder.open(tmp_path / "none")
+    with pytest.raises(RunError, match=r"holds no config\.json"):
+        RunFolder.open(tmp_path)
+
+
+def test_newest_run(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        newest_run(tmp_path)
+    for name, time in (("a", 3000), ("b", 1000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+        os.utime(tmp_path / name / "config.json", (time, time))
+    (tmp_path / "c").mkdir()  # no run
+    assert newest_run(tmp_path) == tmp_path / "a"
+
+
+# --- damaged and hostile content ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        [],
+        {},
+        {"data": 5},
+        {"data": "d", "epochs": "many"},
+        {"data": "d", "epochs": 10**300},
+        {"data": "d", "unknown": 1},
+        {"data": "d", "lr": [1]},
+    ],
+)
+def test_bad_settings_are_a_run_error(run, settings):
+    write_text(run.config_file, json_text({"settings": settings}))
+    with pytest.raises(RunError, match=r"config\.json"):
+        run.train_config()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "\udcff"])
+def test_a_bad_config_file_is_a_run_error(run, content):
+    write_text(run.config_file, content)
+    with pytest.raises(RunError, match=r"config\.json"):
+        run.config()
+
+
+@pytest.mark.parametrize("classes", [None, "cat", [1, 2], {"cat": 0}])
+def test_bad_classes_are_a_run_error(run, classes):
+    write_text(run.classes_file, json.dumps({"classes": classes}))
+    with pytest.raises(RunError, match=r"classes\.json: expected a list of names"):
+        run.classes()
+
+
+def test_a_missing_class_list_is_a_run_error(run):
+    run.classes_file.unlink()
+    with pytest.raises(RunError, match=r"classes\.json: cannot be read"):
+        run.classes()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "a,b\n", "path,label,split\na.png,bird,train\n", "path,label,split\na.png\n"]
+)
+def test_a_bad_manifest_is_a_run_error(run, content):
+    write_text(run.manifest_file, content)
+    with pytest.raises(RunError, match=r"manifest\.csv: damaged"):
+        run.manifest()
+
+
+def test_a_manifest_that_cannot_be_opened_is_a_run_error(run):
+    run.manifest_file.unlink()
+    with pytest.raises(RunError, match=r"manifest\.csv: no such file"):
+        run.manifest()
+    run.manifest_file.mkdir()
+    with pytest.raises(RunError, match=r"manifest\.csv: cannot be read"):
+        run.manifest()
+
+
+def test_a_root_that_is_no_text_is_a_run_error(run):
+    write_text(run.config_file, json_text({"data_root": 3}))
+    with pytest.raises(RunError, match="holds no data_root"):
+        run.manifest()
+
+
+@pytest.mark.parametrize("content", ["epoch\none\n", "epoch\n1,2\n", "epoch\n\udcff\n"])
+def test_bad_metrics_are_a_run_error(run, content):
+    write_text(run.metrics_file, content)
+    with pytest.raises(RunError, match=r"metrics\.csv: not a table of numbers"):
+        run.metrics()
+
+
+# --- metrics and text ---
+
+
+def test_metrics_round_trip(run):
+    assert run.metrics() == []
+    rows = [{"epoch": 1, "loss": 0.5, "changed": None}, {"epoch": 2, "loss": -1.25}]
+    write_text(run.metrics_file, csv_text(rows, ("epoch", "loss", "changed")))
+    assert run.metrics_file.read_text() == "epoch,loss,changed\n1,0.5,\n2,-1.25,\n"
+    assert run.metrics() == [
+        {"epoch": 1.0, "loss": 0.5, "changed": None},
+        {"epoch": 2.0, "loss": -1.25, "changed": None},
+    ]
+
+
+def test_csv_floats_keep_six_digits():
+    assert csv_text([{"x": 1 / 3, "y": 123456789}], ("x", "y")) == "x,y\n0.333333,123456789\n"
+
+
+def test_names_that_are_not_utf8_survive(tmp_path):
+    write_text(tmp_path / "f", "\udcff\r\n")
+    assert (tmp_path / "f").read_bytes() == b"\xff\r\n"
+
+
+# --- whole or not at all ---
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path):
+    file = tmp_path / "f.txt"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "new, then \ud800")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_is_a_run_error(tmp_path, monkeypatch):
+    file = tmp_path / "f.txt"
+    write_text(file, "old")
+
+    def refuse(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(RunError, match=r"f\.txt: cannot be written \(No space left"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_cannot_be_made_is_a_run_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"):
+        write_text(tmp_path / "file" / "f.txt", "")
+
+
+def test_the_umask_decides_who_may_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "f", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path):
+    (tmp_path / "other").write_text("theirs")
+    (tmp_path / "f").symlink_to(tmp_path / "other")
+    write_text(tmp_path / "f", "ours")
+    assert (tmp_path / "other").read_text() == "theirs"
+    assert (tmp_path / "f").read_text() == "ours"
