@@ -27,16 +27,26 @@ from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.fit import fit
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "sgd .02": {},
-    "sgd .005": {"lr": 0.005},
-    "sgd .01": {"lr": 0.01},
-    "sgd .05": {"lr": 0.05},
     "adamw 1e-3": {"optimizer": "adamw", "lr": 1e-3},
     "adamw 3e-4": {"optimizer": "adamw", "lr": 3e-4},
-    "sgd .01 head 10": {"lr": 0.01, "head_lr_scale": 10.0},
-    "sgd .005 head 10": {"lr": 0.005, "head_lr_scale": 10.0},
-    "adamw 3e-4 head 10": {"optimizer": "adamw", "lr": 3e-4, "head_lr_scale": 10.0},
+    "adamw 3e-3": {"optimizer": "adamw", "lr": 3e-3},
+    "sgd .005": {"optimizer": "sgd", "lr": 0.005},
+    "sgd .01": {"optimizer": "sgd", "lr": 0.01},
+    "sgd .02": {"optimizer": "sgd", "lr": 0.02},
+    "sgd .05": {"optimizer": "sgd", "lr": 0.05},
+    "adamw 1e-3, ce": {"optimizer": "adamw", "lr": 1e-3, "method": "ce"},
+    "adamw 1e-3, lambda 7": {"optimizer": "adamw", "lr": 1e-3, "lam": 7.0},
+    "adamw 1e-3, beta .9": {"optimizer": "adamw", "lr": 1e-3, "beta": 0.9},
 }
+SETS = (
+    "cifar-rand1-1000",
+    "cifar-sym40-1000",
+    "catdog-sym20-400",
+    "scratch-sym20-2000",
+    "digits-sym30-0",
+    "shapes3-sym20-180",
+    "shapes24-sym20-1440",
+)
 LITE0 = {"backbone": "tf_efficientnet_lite0", "image_size": 64}
 SCRATCH = {"backbone": "resnet10t", "pretrained": False}
 
@@ -80,9 +90,7 @@ def run_cell(name: str, changes: dict[str, Any], args: argparse.Namespace) -> di
 
 def figures(run: Any) -> dict[str, float]:
     """Return accuracy and AP of a run whose true labels are known."""
-    from elrcli.data.manifest import read_manifest
-
-    manifest = read_manifest(run.manifest_file, run.path, run.classes())
+    manifest = run.manifest()
     last = run.metrics()[-1]
     record = load_checkpoint(run.checkpoint_folder)["record"]
     rows = torch.from_numpy(manifest.rows("train"))
@@ -96,6 +104,11 @@ def figures(run: Any) -> dict[str, float]:
     return result
 
 
+def slug(setting: str) -> str:
+    """Return the part of a file name that stands for a setting."""
+    return setting.replace(", ", "-").replace(" ", "_")
+
+
 def main() -> None:
     """Run the cells that are missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -103,9 +116,9 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sets", default="cifar-rand1-1000")
-    parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--settings", default=";".join(SETTINGS))
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=60)
     parser.add_argument("--table", action="store_true")
@@ -114,13 +127,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     deadline = time.monotonic() + 60 * args.budget_minutes
     for name in () if args.table else args.sets.split(","):
-        for setting in args.settings.split(","):
-            cell = args.out / f"{name}--{setting.replace(' ', '_')}.json"
+        for setting in args.settings.split(";"):
+            cell = args.out / f"{name}--{slug(setting)}.json"
             if cell.exists() or time.monotonic() > deadline:
                 continue
-            changes = dict(SETTINGS[setting])
-            if args.epochs:
-                changes["epochs"] = args.epochs
+            changes = SETTINGS[setting] | {"epochs": args.epochs}
             result = run_cell(name, changes, args)
             cell.write_text(json.dumps(result))
             print(
@@ -139,7 +150,7 @@ def print_table(folder: Path) -> None:
     print("| setting |", " | ".join(names), "|")
     print("|---|" + "---|" * len(names))
     for setting in SETTINGS:
-        key = setting.replace(" ", "_")
+        key = slug(setting)
         row = [cells.get((name, key)) for name in names]
         if any(row):
             text = [f"{r['accuracy']:.3f} / {r.get('ap', 0):.3f}" if r else "" for r in row]

@@ -17,9 +17,18 @@ from sklearn.datasets import load_digits
 
 from elrcli.data.noise import asymmetric, symmetric
 
-CIFAR_CLASSES = (
-    "airplane automobile bird cat deer dog frog horse ship truck".split()  # folder names
-)
+CIFAR_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]  # folder names
 ASYMMETRIC = {
     "truck": "automobile",
     "bird": "airplane",

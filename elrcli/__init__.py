@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from elrcli.api import (
+        apply_decisions,
         audit_labels,
         evaluate,
         list_backbones,
@@ -48,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "__version__",
+    "apply_decisions",
     "audit_labels",
     "evaluate",
     "list_backbones",
@@ -78,6 +80,7 @@ _HOMES = {
     ),
     **dict.fromkeys(
         (
+            "apply_decisions",
             "audit_labels",
             "evaluate",
             "list_backbones",

@@ -17,6 +17,7 @@ from elrcli.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from elrcli.audit.apply import Plan
     from elrcli.audit.result import AuditResult
     from elrcli.data.manifest import Manifest
     from elrcli.engine.evaluate import Evaluation
@@ -163,6 +164,80 @@ def audit_labels(
         device=device,
         observer=observer,
     )
+
+
+def apply_decisions(
+    run: AnyPath,
+    decisions: AnyPath | None = None,
+    *,
+    out: AnyPath | None = None,
+    mode: str | None = None,
+    accept_above: float | None = None,
+    dry_run: bool = False,
+) -> Plan:
+    """Write a corrected dataset from reviewed decisions and return what was changed.
+
+    An `out` that ends in .csv becomes a CSV file with paths from the data root, any other a
+    folder of class folders, filled by `mode` (copy, hardlink or symlink; default copy). The
+    run's own data is only read. `dry_run` writes nothing and needs no `out`.
+    """
+    from elrcli.audit.apply import plan_corrections, write_csv, write_folder
+    from elrcli.run import RunFolder
+
+    if decisions is None and accept_above is None:
+        raise ConfigError("nothing to apply. Name a decisions.csv, or give --accept-above.")
+    if out is None and not dry_run:
+        raise ConfigError("no place to write to. Give --out, or --dry-run to look first.")
+    to_csv = out is not None and Path(out).suffix.lower() == ".csv"
+    if to_csv and mode is not None:
+        raise ConfigError(f"{out}: a CSV file does not use --mode. Leave it out.")
+    folder = RunFolder.open(Path(run))
+    plan = plan_corrections(
+        _with_given_splits(folder),
+        _path(decisions),
+        audit_csv=folder.audit_folder / "audit.csv",
+        accept_above=accept_above,
+    )
+    if out is None or dry_run:
+        return plan
+    with_split = bool((plan.manifest.splits != 0).any())
+    if to_csv:
+        settings = folder.train_config()
+        write_csv(
+            plan,
+            Path(out),
+            with_split=with_split,
+            path_column=settings.path_column,
+            label_column=settings.label_column,
+            split_column=settings.split_column,
+        )
+    else:
+        write_folder(plan, Path(out), mode=mode or "copy", with_split=with_split)
+    return plan
+
+
+def _with_given_splits(run: RunFolder) -> Manifest:
+    """Return the manifest of a run with the splits of its data: a drawn one is taken back."""
+    import numpy as np
+
+    from elrcli.data.manifest import load_data
+
+    manifest, settings = run.manifest(), run.train_config()
+    given = load_data(
+        settings.data,
+        root=manifest.root if settings.data.is_file() else None,
+        path_column=settings.path_column,
+        label_column=settings.label_column,
+        split_column=settings.split_column,
+    )
+    split_of = dict(zip(given.paths, given.splits.tolist(), strict=True))
+    missing = [path for path in manifest.paths if path not in split_of]
+    if missing:
+        raise DataError(
+            f"{settings.data}: {len(missing)} samples of the run are gone, first {missing[0]!r}."
+            " Bring them back, or train again."
+        )
+    return replace(manifest, splits=np.array([split_of[p] for p in manifest.paths], dtype=np.int8))
 
 
 def evaluate(

@@ -116,7 +116,11 @@ class TrainConfig:
     )
     optimizer: str = setting("adamw", "Optimiser.", OPTIMISATION, choices=("sgd", "adamw"))
     lr: float | None = setting(
-        None, "Peak learning rate.", OPTIMISATION, low=0.0, auto="0.02 for sgd, 0.001 for adamw"
+        None,
+        "Peak learning rate.",
+        OPTIMISATION,
+        low=0.0,
+        auto="0.001 for adamw, 0.0002 without BatchNorm, 0.02 for sgd",
     )
     weight_decay: float | None = setting(
         None, "Weight decay.", OPTIMISATION, low=0.0, auto="0.001 for sgd, 0.05 for adamw"

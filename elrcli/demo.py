@@ -13,7 +13,6 @@ from PIL import Image
 
 from elrcli.audit import audit_run
 from elrcli.config import TrainConfig
-from elrcli.data.noise import symmetric
 from elrcli.engine.evaluate import evaluate_run
 from elrcli.engine.fit import fit
 from elrcli.engine.observer import Observer
@@ -101,7 +100,10 @@ def write_digits(folder: Path, table: Path, seed: int) -> dict[str, bool]:
     numbers = np.arange(len(truth))
     train, test = train_test_split(numbers, test_size=TEST_SHARE, stratify=truth, random_state=seed)
     train = np.sort(train)
-    given = symmetric(truth[train], 10, FLIPPED, np.random.default_rng(seed), exclude_self=True)
+    rng = np.random.default_rng(seed)
+    flipped = rng.permutation(len(train))[: round(FLIPPED * len(train))]
+    given = truth[train]
+    given[flipped] = (given[flipped] + rng.integers(1, 10, len(flipped))) % 10
     for number in test:
         _save(folder / "test" / f"{truth[number]}" / f"{number:04d}.png", pictures[number])
     rows = []

@@ -245,6 +245,11 @@ def training_mode(network: nn.Module, frozen: str) -> None:
             module.eval()
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    """Tell convolutional networks with BatchNorm from transformers and their kin."""
+    return any(True for _ in _batch_norms(network))
+
+
 def _batch_norms(network: nn.Module) -> Iterator[nn.Module]:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

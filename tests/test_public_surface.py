@@ -31,6 +31,7 @@ def test_public_names_are_pinned():
         "TrainConfig",
         "TrainingError",
         "__version__",
+        "apply_decisions",
         "audit_labels",
         "evaluate",
         "list_backbones",

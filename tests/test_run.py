@@ -144,7 +144,7 @@ def test_bad_settings_are_a_run_error(run, settings):
         run.train_config()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize("content", ["", "[]", pytest.param("[" * 100_000, id="deep"), "\udcff"])
 def test_a_bad_config_file_is_a_run_error(run, content):
     write_text(run.config_file, content)
     with pytest.raises(RunError, match=r"config\.json"):

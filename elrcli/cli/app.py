@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from elrcli import __version__
+from elrcli.cli.apply import apply
 from elrcli.cli.audit import audit
 from elrcli.cli.backbones import backbones
 from elrcli.cli.demo import demo
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (train, predict, audit, evaluate, noise, backbones, demo):
+for command in (train, predict, audit, apply, evaluate, noise, backbones, demo):
     app.command()(command)
 
 

@@ -55,6 +55,7 @@ from elrcli.models import (
     check_image_size,
     create_network,
     freeze,
+    has_batch_norm,
     parameter_groups,
     preprocessing,
     training_mode,
@@ -63,7 +64,6 @@ from elrcli.plots import curves_svg
 from elrcli.run import RunFolder, csv_text, json_text, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
-SECONDS_UNTIL_OWN_SIGNAL = 0.1  # a signal to the process group may reach the loaders first
 
 
 def fit(
@@ -94,7 +94,7 @@ def fit(
     )
     prepared = preprocessing(network, config.image_size)
     check_image_size(network, prepared.image_size)
-    config = resolve(config, manifest, prepared)
+    config = resolve(config, manifest, network, prepared)
     run = RunFolder.create(out or _default_out(config), overwrite=overwrite)
     write_text(run.config_file, _config_text(config, manifest, prepared))
     write_text(run.classes_file, json_text({"classes": list(manifest.classes)}))
@@ -130,19 +130,33 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
     return training.run_to_end(observer or Observer())
 
 
-def resolve(config: TrainConfig, manifest: Manifest, prepared: Preprocessing) -> TrainConfig:
+def resolve(
+    config: TrainConfig, manifest: Manifest, network: torch.nn.Module, prepared: Preprocessing
+) -> TrainConfig:
     """Return `config` with every automatic choice made."""
-    sgd = config.optimizer == "sgd"
+    lr, weight_decay = config.lr, config.weight_decay
+    if lr is None:
+        lr = automatic_lr(config.optimizer, has_batch_norm(network))
+    if weight_decay is None:
+        weight_decay = 0.001 if config.optimizer == "sgd" else 0.05
     return config.replace(
         data=config.data.absolute(),
         batch_size=config.batch_size or automatic_batch_size(len(manifest.rows("train"))),
-        lr=config.lr if config.lr is not None else (0.02 if sgd else 0.001),
-        weight_decay=(
-            config.weight_decay if config.weight_decay is not None else (0.001 if sgd else 0.05)
-        ),
+        lr=lr,
+        weight_decay=weight_decay,
         image_size=prepared.image_size,
         workers=worker_count(config.workers),
     )
+
+
+def automatic_lr(optimizer: str, batch_norm: bool) -> float:
+    """Return the peak learning rate for an optimiser and kind of network.
+
+    Networks without BatchNorm, such as transformers, want smaller steps of AdamW.
+    """
+    if optimizer == "sgd":
+        return 0.02
+    return 0.001 if batch_norm else 0.0002
 
 
 def automatic_batch_size(images: int) -> int:
@@ -237,16 +251,19 @@ class Training:
 
     @contextmanager
     def _failures_explained(self, stop: StopSignals, remedy: str) -> Iterator[None]:
-        """Turn a failure that a signal caused into `Interrupted`, lack of memory into advice."""
+        """Turn what a signal caused into `Interrupted`, and known failures into advice."""
         try:
             yield
         except (RuntimeError, TrainingError) as error:
-            time.sleep(SECONDS_UNTIL_OWN_SIGNAL)
+            stop.settle()
             stop.raise_if_received(remedy)
             if isinstance(error, torch.OutOfMemoryError):
                 raise TrainingError(
                     f"{self.runtime.device}: out of memory. Lower --batch-size or --image-size."
                 ) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                problem = str(error).strip().split("\n")[0]
+                raise TrainingError(f"--compile failed ({problem}). Leave it out.") from error
             raise
 
     def _train_epoch(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from elrcli.errors import Interrupted
+
+SETTLING_SECONDS = 0.1
 
 
 class StopSignals:
@@ -19,6 +22,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._child_handler: Any = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -33,10 +37,24 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+        if self._child_handler is not None:
+            signal.signal(signal.SIGCHLD, self._child_handler)
+
+    def settle(self) -> None:
+        """Wait a moment for the rest of what one signal does to a whole process group.
+
+        Loading processes may die of it before this one hears of it. Torch raises an error for
+        each of them, in the middle of whatever runs; from now on it does not.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and self._child_handler is None and hasattr(signal, "SIGCHLD"):
+            self._child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        time.sleep(SETTLING_SECONDS)
 
     def raise_if_received(self, remedy: str) -> None:
         """Raise `Interrupted` if a signal came in."""
         if self.received is not None:
+            self.settle()
             name = signal.Signals(self.received).name
             raise Interrupted(f"stopped by {name}. {remedy}", self.received)
 

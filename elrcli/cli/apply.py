@@ -1,0 +1,82 @@
+"""`elr apply`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from elrcli.cli.options import Quiet
+
+if TYPE_CHECKING:
+    from elrcli.audit.apply import Plan
+
+
+def apply(
+    run: Annotated[Path, typer.Argument(help="Folder written by `elr train`.")],
+    decisions: Annotated[
+        Path | None,
+        typer.Argument(help="decisions.csv from the review page.", show_default="none"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File to write (.csv), or folder of class folders."),
+    ] = None,
+    mode: Annotated[
+        Literal["copy", "hardlink", "symlink"] | None,
+        typer.Option("--mode", help="How images get into the folder.", show_default="copy"),
+    ] = None,
+    accept_above: Annotated[
+        float | None,
+        typer.Option(
+            "--accept-above",
+            min=0.0,
+            max=1.0,
+            help="Take the suggestion for labels without a decision from this error probability.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the changes, as CSV on stdout.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a corrected dataset from reviewed decisions; your own files stay as they are."""
+    from elrcli.api import apply_decisions
+    from elrcli.cli import console
+    from elrcli.tables import write_csv
+
+    plan = apply_decisions(
+        run, decisions, out=out, mode=mode, accept_above=accept_above, dry_run=dry_run
+    )
+    if not quiet:
+        console.say(*plan_lines(plan))
+    if dry_run:
+        changes = (
+            {"path": change.path, "from": change.old, "to": change.new, "reason": change.reason}
+            for change in plan.changes
+        )
+        write_csv(sys.stdout, ("path", "from", "to", "reason"), changes)
+        return
+    assert out is not None
+    if not quiet:
+        is_file = out.suffix.lower() == ".csv"
+        root = f" --root {shlex.quote(str(plan.manifest.root))}" if is_file else ""
+        console.say(f"  next      elr train {shlex.quote(str(out))}{root}")
+    typer.echo(out)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return what was decided and what it changes."""
+    decided = [f"{count:,} {name}" for name, count in sorted(plan.decided.items())]
+    removed = len(plan.manifest) - len(plan.rows)
+    lines = [
+        f"decided: {', '.join(decided) or 'nothing'}",
+        f"{len(plan.changes) - removed:,} labels changed, {removed:,} of {len(plan.manifest):,} "
+        "samples removed",
+    ]
+    if plan.emptied:
+        lines.append(f"no samples are left in: {', '.join(plan.emptied)}")
+    return lines

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from elrcli.config import TrainConfig
+from elrcli.data.manifest import draw_validation, load_data, manifest_text
+from tests.shapes import write_shapes
+
+AUDIT_HEADER = "rank,path,split,label,suggested,score,error_probability,flagged\n"
+
+
+def make_run(data: Path) -> Path:
+    """Write what `elr train data` and `elr audit` leave of a run, without training."""
+    run = Path("run")
+    (run / "audit").mkdir(parents=True)
+    manifest = draw_validation(load_data(data), 0.3, seed=0)
+    settings = TrainConfig(data=data.absolute()).to_dict()
+    content = {"settings": settings, "data_root": str(manifest.root)}
+    (run / "config.json").write_text(json.dumps(content))
+    (run / "classes.json").write_text(json.dumps({"classes": manifest.classes}))
+    (run / "manifest.csv").write_text(manifest_text(manifest))
+    return run
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A run on 4 cats (0, 2, 4, 6) and 4 dogs (1, 3, 5, 7) with a drawn validation split."""
+    monkeypatch.chdir(tmp_path)
+    write_shapes(Path("data"), per_class=4, classes=("cat", "dog"), size=8)
+    run = make_run(Path("data"))
+    (run / "audit/audit.csv").write_text(
+        AUDIT_HEADER + "1,cat/0004.png,train,cat,dog,0.99,0.97,1\n"
+        "2,cat/0000.png,train,cat,dog,0.9,0.96,1\n3,dog/0007.png,val,dog,cat,0.5,0.4,0\n"
+    )
+    Path("decisions.csv").write_text(
+        "path,label,decision,new_label\ncat/0000.png,cat,keep,\ncat/0002.png,cat,relabel,dog\n"
+        "dog/0001.png,dog,remove,\n"
+    )
+    return run
+
+
+def labels(path: str) -> dict[str, str]:
+    return dict(line.split(",") for line in Path(path).read_text().splitlines()[1:])
+
+
+def test_a_corrected_csv(elr, run):
+    outcome = elr("apply", run, "decisions.csv", "--out", "fixed.csv")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == "fixed.csv\n"
+    assert outcome.err.splitlines() == [
+        "decided: 1 keep, 1 relabel, 1 remove",
+        "1 labels changed, 1 of 8 samples removed",
+        f"  next      elr train fixed.csv --root {Path('data').absolute()}",
+    ]
+    assert Path("fixed.csv").read_text().startswith("path,label\n")  # a drawn split is not kept
+    fixed = labels("fixed.csv")
+    assert len(fixed) == 7
+    assert (fixed["cat/0000.png"], fixed["cat/0002.png"]) == ("cat", "dog")
+    assert "dog/0001.png" not in fixed
+    load_data(Path("fixed.csv"), root=Path("data"))
+
+
+def test_sure_suggestions_without_a_review(elr, run):
+    outcome = elr("apply", run, "-o", "fixed.csv", "--accept-above", 0.95, "-q")
+    assert outcome == (0, "fixed.csv\n", "")
+    changed = {path for path, label in labels("fixed.csv").items() if not path.startswith(label)}
+    assert changed == {"cat/0000.png", "cat/0004.png"}
+
+
+def test_a_decision_wins_over_a_suggestion(elr, run):
+    typed = ["--accept-above", 0.95, "--quiet"]
+    assert elr("apply", run, "decisions.csv", "-o", "fixed.csv", *typed).code == 0
+    assert labels("fixed.csv")["cat/0000.png"] == "cat"  # kept by the review
+    assert labels("fixed.csv")["cat/0004.png"] == "dog"
+
+
+def test_a_dry_run_prints_the_changes(elr, run):
+    before = sorted(Path().rglob("*"))
+    outcome = elr("apply", run, "decisions.csv", "--dry-run")
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        "path,from,to,reason",
+        "cat/0002.png,cat,dog,reviewed: relabel",
+        "dog/0001.png,dog,,reviewed: remove",
+    ]
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
+def test_a_corrected_folder(elr, run, mode):
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed", "--mode", mode)
+    assert outcome.err.splitlines()[-1] == "  next      elr train fixed"
+    found = sorted(path.relative_to("fixed").as_posix() for path in Path("fixed").glob("*/*"))
+    assert found == [
+        "cat/0000.png",
+        "cat/0004.png",
+        "cat/0006.png",
+        "dog/0002.png",
+        "dog/0003.png",
+        "dog/0005.png",
+        "dog/0007.png",
+    ]
+    assert Path("fixed/dog/0002.png").is_symlink() == (mode == "symlink")
+    assert Path("data/cat/0002.png").is_file()  # the user's folder is as it was
+
+
+def test_given_splits_are_kept(elr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shapes(Path("data/train"), per_class=4, classes=("cat", "dog"), size=8)
+    write_shapes(Path("data/test"), per_class=1, classes=("cat", "dog"), size=8, seed=1)
+    run = make_run(Path("data"))
+    Path("d.csv").write_text("path,label,decision,new_label\ntrain/cat/0002.png,cat,relabel,dog\n")
+    assert elr("apply", run, "d.csv", "-o", "fixed.csv").code == 0
+    lines = Path("fixed.csv").read_text().splitlines()
+    assert lines[0] == "path,label,split"
+    assert "train/cat/0002.png,dog,train" in lines
+    assert {line.split(",")[2] for line in lines[1:]} == {"train", "test"}  # val was drawn
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ([], "nothing to apply. Name a decisions.csv, or give --accept-above."),
+        (["decisions.csv"], "no place to write to. Give --out, or --dry-run to look first."),
+        (["decisions.csv", "-o", "a.csv", "--mode", "copy"], "a CSV file does not use --mode."),
+    ],
+)
+def test_what_is_missing_or_would_be_ignored_is_named(elr, run, typed, message):
+    outcome = elr("apply", run, *typed)
+    assert outcome.code == 1
+    assert message in outcome.err
+
+
+def test_samples_that_are_gone_are_named(elr, run):
+    Path("data/dog/0003.png").unlink()
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
+    assert outcome.code == 1
+    assert "1 samples of the run are gone, first 'dog/0003.png'" in outcome.err
+
+
+def test_a_class_that_loses_all_its_samples_is_named(elr, run):
+    rows = "".join(f"cat/000{n}.png,cat,remove,\n" for n in (0, 2, 4, 6))
+    Path("d.csv").write_text("path,label,decision,new_label\n" + rows)
+    assert "no samples are left in: cat" in elr("apply", run, "d.csv", "--dry-run").err

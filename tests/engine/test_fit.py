@@ -1,0 +1,718 @@
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from elrcli.config import TrainConfig
+from elrcli.data.loader import Batch, RowLoader
+from elrcli.engine import fit as module
+from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint
+from elrcli.engine.fit import automatic_batch_size, fit, resume
+from elrcli.engine.metrics import METRIC_COLUMNS
+from elrcli.engine.observer import Observer, TrainingPlan
+from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
+from elrcli.methods.single import SingleNetwork
+from elrcli.run import RunFolder, json_text, write_text
+from tests.shapes import write_shapes
+
+TIMING = ("images_per_second", "wait_share", "seconds")
+FILES = {
+    "checkpoint",
+    "classes.json",
+    "config.json",
+    "curves.svg",
+    "manifest.csv",
+    "metrics.csv",
+    "model.safetensors",
+    "unreadable.csv",
+}
+Train = Callable[..., RunFolder]
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.plans: list[TrainingPlan] = []
+        self.rows: list[Mapping[str, float]] = []
+        self.notes: list[str] = []
+        self.stages: list[tuple[str, int, int | None]] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def training_started(self, plan: TrainingPlan) -> None:
+        self.plans.append(plan)
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        self.stages.append((stage, done, total))
+
+    def epoch_finished(self, metrics: Mapping[str, float]) -> None:
+        self.rows.append(metrics)
+
+
+class Stopper(Observer):
+    """Sends a signal to this process in the middle of an epoch."""
+
+    def __init__(self, stage: str, number: int = signal.SIGINT) -> None:
+        self.stage = stage
+        self.number = number
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        if stage == self.stage:
+            os.kill(os.getpid(), self.number)
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested state by dotted name."""
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {name: value}
+    return {k: v for key, part in items for k, v in flat(part, f"{name}.{key}").items()}
+
+
+def results(run: RunFolder) -> dict[str, Any]:
+    """Return everything that a run decided: last state, model and metrics, without times."""
+    state = load_checkpoint(run.checkpoint_folder) | {
+        "model": safetensors.torch.load_file(run.model_file),
+        "csv": [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()],
+        "text": [run.manifest_file.read_text(), run.unreadable_file.read_text()],
+    }
+    return {k: v for k, v in flat(state).items() if not k.endswith(TIMING)}
+
+
+def assert_same(one: RunFolder, other: RunFolder) -> None:
+    """Both runs came to bitwise the same results."""
+    first, second = results(one), results(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, Tensor):
+            same = torch.equal(value.nan_to_num(-7.0), second[name].nan_to_num(-7.0))
+        else:
+            same = value == second[name]
+        assert same, name
+
+
+def weights(run: RunFolder, epoch: int) -> dict[str, Tensor]:
+    """Return the trained network of a checkpoint."""
+    state = safetensors.torch.load_file(run.checkpoint_folder / f"{epoch:06d}.safetensors")
+    prefix = "method.network."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def changed(run: RunFolder, first: int, last: int) -> set[str]:
+    before, after = weights(run, first), weights(run, last)
+    return {name for name in before if not before[name].equal(after[name])}
+
+
+# --- the run folder ---
+
+
+def test_the_files_of_a_run(shared_run):
+    assert {path.name for path in shared_run.path.iterdir()} == FILES
+    kept = sorted(path.name for path in shared_run.checkpoint_folder.iterdir())
+    assert kept == ["000001.safetensors", "000002.safetensors"]
+    assert shared_run.unreadable_file.read_text() == "path,reason\n"
+    assert shared_run.curves_file.read_text().startswith("<?xml")
+
+
+def test_config_json_holds_resolved_settings_and_versions(shared_run, shapes):
+    config = shared_run.config()
+    assert set(config) == {"elr", "settings", "data_root", "preprocessing", "versions"}
+    assert config["data_root"] == str(shapes)
+    assert config["preprocessing"]["image_size"] == 32
+    assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    settings = shared_run.train_config()
+    assert (settings.lr, settings.weight_decay, settings.batch_size) == (0.02, 0.001, 8)
+    assert shared_run.classes() == ("circle", "square", "triangle")
+
+
+def test_metrics_have_one_row_per_epoch(shared_run):
+    with shared_run.metrics_file.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == list(METRIC_COLUMNS)
+    assert len(rows) == 2
+    first, last = shared_run.metrics()
+    assert (first["epoch"], last["epoch"]) == (1, 2)
+    assert first["changed"] is None
+    assert last["changed"] is not None
+    assert last["loss"] == pytest.approx(last["loss_ce"] + last["loss_elr"], rel=1e-3)
+    assert last["lr"] == pytest.approx(0.02 * 0.01)  # cosine, lowest factor
+    assert last["clean_right"] is None
+
+
+def test_the_observer_hears_the_plan_and_every_epoch(train):
+    heard = Recorder()
+    run = train(observer=heard, batch_size=None, epochs=2)
+    (plan,) = heard.plans
+    assert (plan.train_images, plan.val_images, plan.test_images) == (22, 2, 0)
+    assert (plan.batch_size, plan.batches, plan.first_epoch) == (16, 2, 0)
+    assert plan.parameters == sum(
+        t.numel() for n, t in weights(run, 2).items() if "num_b" not in n and "running" not in n
+    )
+    assert [row["epoch"] for row in heard.rows] == [1, 2]
+    assert ("epoch 2/2", 22, 22) in heard.stages
+    assert ("val", 2, 2) in heard.stages
+    assert heard.notes == []
+
+
+def test_the_default_place_is_named_after_data_and_backbone(shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(TrainConfig(data=shapes, **{**_tiny(), "epochs": 1}))
+    assert re.fullmatch(r"runs/shapes-test_resnet-\d{8}-\d{6}", str(run.path))
+
+
+def _tiny() -> dict[str, Any]:
+    from tests.engine.conftest import TINY
+
+    return dict(TINY)
+
+
+def test_an_existing_run_is_replaced_only_when_asked(train):
+    train(epochs=1)
+    with pytest.raises(RunError, match="Add --overwrite"):
+        train(epochs=1)
+    assert len(train(epochs=1, seed=3, overwrite=True).metrics()) == 1
+
+
+@pytest.mark.parametrize(("images", "size"), [(2, 16), (320, 16), (640, 32), (10**6, 64)])
+def test_automatic_batch_size_leaves_twenty_steps(images, size):
+    assert automatic_batch_size(images) == size
+
+
+def test_it_learns(train):
+    run = train(epochs=6, augment="none", val_fraction=0.25)
+    last = run.metrics()[-1]
+    assert last["train_agreement"] > 0.9
+    assert last["target_agreement"] > 0.9
+    assert last["val_loss"] < math.log(3)
+
+
+# --- labels, splits and true labels ---
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """24 images with a quarter of the labels wrong, true labels, and a test split."""
+    truth = write_shapes(tmp_path / "images", flip_share=0.25)
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "real"])
+        for number, (path, name) in enumerate(truth.items()):
+            split = "test" if number % 6 == 0 else "val" if number % 6 == 1 else "train"
+            writer.writerow([path, path.split("/")[0], split, name])
+    return tmp_path / "labels.csv"
+
+
+def test_true_labels_are_reported_and_add_up(train, table):
+    run = train(data=table, root=table.parent / "images", truth_column="real")
+    first, last = run.metrics()
+    for row in (first, last):
+        assert row["clean_right"] + row["clean_other"] == pytest.approx(1, abs=1e-5)
+        wrong = [row[f"wrong_{kind}"] for kind in ("right", "memorised", "other")]
+        assert sum(wrong) == pytest.approx(1, abs=1e-5)
+        assert 0 <= row["val_accuracy_true"] <= 1
+    assert first["test_agreement"] is None  # the test split is looked at once, at the end
+    assert 0 <= last["test_accuracy_true"] <= 1
+
+
+def test_true_labels_never_train(train, table):
+    settings = {"data": table, "root": table.parent / "images"}
+    one = train("one", **settings)
+    other = train("other", **settings, truth_column="real")
+    for name, tensor in weights(one, 2).items():
+        assert tensor.equal(weights(other, 2)[name]), name
+
+
+def test_every_split_has_targets_and_a_record(train, table):
+    run = train(data=table, root=table.parent / "images")
+    state = load_checkpoint(run.checkpoint_folder)
+    manifest = run.manifest()
+    visits = {split: state["record"]["visits"][manifest.rows(split)] for split in ("train", "val")}
+    assert set(visits["train"].tolist()) == set(visits["val"].tolist()) == {2}
+    assert set(state["record"]["visits"][manifest.rows("test")].tolist()) == {1}
+    targets = state["method"]["loss.targets"].sum(dim=1)
+    torch.testing.assert_close(targets[manifest.rows("train")], torch.full((16,), 1 - 0.7**2))
+    torch.testing.assert_close(targets[manifest.rows("test")], torch.full((4,), 0.3))
+
+
+def test_without_a_validation_split(train):
+    run = train(val_fraction=0.0, epochs=1)
+    assert run.metrics()[0]["val_loss"] is None
+    assert len(run.manifest().rows("train")) == 24
+
+
+def test_a_class_of_one_image_stays_in_training(train, tmp_path):
+    write_shapes(tmp_path / "data", per_class=4)
+    write_shapes(tmp_path / "data", per_class=1, classes=("rare",))
+    run = train(data=tmp_path / "data", epochs=1, val_fraction=0.5)
+    manifest = run.manifest()
+    (row,) = [i for i, path in enumerate(manifest.paths) if path.startswith("rare/")]
+    assert row in manifest.rows("train")
+
+
+def test_too_few_training_images_are_refused(train, tmp_path):
+    write_shapes(tmp_path / "data", per_class=1, classes=("train",))
+    text = "path,label,split\ntrain/0000.png,a,train\ntrain/0000.png,a,train\n"
+    (tmp_path / "l.csv").write_text(text + "../data/train/0000.png,b,val\n")
+    with pytest.raises(DataError):
+        train(data=tmp_path / "l.csv", root=tmp_path / "data")
+
+
+# --- images that cannot be read ---
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    write_shapes(tmp_path / "data")
+    (tmp_path / "data" / "square" / "0004.png").write_bytes(b"no image")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.34])
+def test_an_unreadable_image_is_named_and_left_out(train, damaged, val_fraction):
+    heard = Recorder()
+    run = train(data=damaged, observer=heard, val_fraction=val_fraction)
+    assert run.unreadable_file.read_text().splitlines()[1].startswith("square/0004.png,")
+    assert "1 images could not be read" in heard.notes[0]
+    row = list(run.manifest().paths).index("square/0004.png")
+    state = load_checkpoint(run.checkpoint_folder)
+    visits = state["record"]["visits"].tolist()
+    assert visits == [0 if i == row else 2 for i in range(24)]
+    assert not state["method"]["loss.targets"][row].any()
+    assert state["unreadable"] == [[row, run.unreadable_file.read_text().split(",", 2)[-1].strip()]]
+
+
+def test_a_single_image_left_in_a_batch_does_not_stop_training(train, damaged):
+    run = train(data=damaged, val_fraction=0.0, batch_size=2)
+    assert all(tensor.isfinite().all() for tensor in weights(run, 2).values())
+
+
+def test_batches_of_one(train):
+    run = train(batch_size=1, epochs=1)
+    assert changed(run, 0, 1) >= {"fc.weight", "layer1.0.conv1.weight"}
+    assert not any("running" in name for name in changed(run, 0, 1))
+
+
+def test_batches_without_any_readable_image(train, damaged):
+    run = train(data=damaged, val_fraction=0.0, batch_size=1, accumulate=2, epochs=1)
+    assert len(run.metrics()) == 1
+
+
+def test_if_no_image_can_be_read_the_first_is_named(train, tmp_path):
+    write_shapes(tmp_path / "data", per_class=2)
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"no training image can be read\. circle/000\d\.png: "):
+        train(data=tmp_path / "data")
+
+
+def test_readable_validation_images_alone_are_not_enough(train, tmp_path):
+    for split in ("train", "val"):
+        write_shapes(tmp_path / "data" / split, per_class=2)
+    for path in (tmp_path / "data" / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"no training image can be read\. train/circle/"):
+        train(data=tmp_path / "data")
+
+
+# --- the same again ---
+
+
+def test_the_same_seed_gives_the_same_run(train, shared_run):
+    assert_same(train(), shared_run)
+
+
+def test_another_seed_gives_another_run(train, shared_run):
+    run = train(seed=1)
+    assert not weights(run, 2)["fc.weight"].equal(weights(shared_run, 2)["fc.weight"])
+
+
+@pytest.mark.parametrize("settings", [{"workers": 2}, {"cache": "ram"}, {"cache": "disk"}])
+def test_loading_does_not_change_the_result(train, shared_run, settings):
+    assert_same(train(**settings), shared_run)
+
+
+def test_cross_entropy_is_elr_of_weight_zero(train):
+    one, other = train("ce", method="ce"), train("zero", lam=0.0)
+    assert_same(one, other)
+    assert one.metrics()[-1]["loss_elr"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "adamw", "accumulate": 2},
+        {"mixup": True, "ema": True, "augment": "strong"},
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(train, tmp_path, settings):
+    whole = train("whole", epochs=3, **settings)
+    with pytest.raises(Interrupted):
+        train("stopped", epochs=3, **settings, observer=Stopper("epoch 2/3"))
+    heard = Recorder()
+    resumed = resume(tmp_path / "stopped", observer=heard)
+    assert heard.plans[0].first_epoch == 1
+    assert [row["epoch"] for row in heard.rows] == [2, 3]
+    assert_same(resumed, whole)
+    assert {path.name for path in resumed.path.iterdir()} == FILES
+
+
+def test_resume_remembers_unreadable_images(train, damaged, tmp_path):
+    whole = train("whole", data=damaged)
+    with pytest.raises(Interrupted):
+        train("stopped", data=damaged, observer=Stopper("epoch 2/2"))
+    assert_same(resume(tmp_path / "stopped"), whole)
+
+
+def test_resuming_a_finished_run_trains_nothing(run_copy, shared_run):
+    heard = Recorder()
+    resume(run_copy.path, observer=heard)
+    assert heard.rows == heard.stages == []
+    assert_same(run_copy, shared_run)
+
+
+def test_resume_finishes_a_run_that_ended_before_its_last_files(run_copy, shared_run):
+    run_copy.model_file.unlink()
+    run_copy.curves_file.unlink()
+    resume(run_copy.path)
+    assert {path.name for path in run_copy.path.iterdir()} == FILES
+    assert_same(run_copy, shared_run)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adamw"},
+        {"clip_grad": 1.0},
+        {"layer_decay": 0.7, "head_lr_scale": 10.0},
+        {"mixup": True},
+        {"ema": True},
+        {"small_input": True},
+        {"schedule": "step", "milestones": (0.5,)},
+        {"schedule": "restarts", "restart_epochs": 0.5},
+        {"schedule": "constant", "warmup": 0.0},
+        {"augment": "none"},
+        {"augment": "standard", "flip": False},
+        {"augment": "strong"},
+        {"precision": "bf16"},
+        {"precision": "bf16", "mixup": True},
+    ],
+    ids=str,
+)
+def test_every_setting_trains(train, settings):
+    run = train(epochs=1, **settings)
+    (row,) = run.metrics()
+    assert math.isfinite(row["loss"])
+    assert "layer1.0.conv1.weight" in changed(run, 0, 1)
+    assert all(tensor.isfinite().all() for tensor in weights(run, 1).values())
+
+
+def test_freezing_norms_keeps_their_weights_and_statistics(train):
+    moved = changed(train(epochs=1, freeze="norm"), 0, 1)
+    assert not any("bn" in name or "running" in name for name in moved)
+    assert {"conv1.0.weight", "fc.weight"} <= moved
+
+
+def test_freezing_the_backbone_trains_only_the_head(train):
+    assert changed(train(epochs=1, freeze="backbone"), 0, 1) == {"fc.weight", "fc.bias"}
+
+
+def test_a_gradient_clipped_to_nothing_moves_nothing(train):
+    run = train(epochs=1, clip_grad=0.0, weight_decay=0.0, freeze="norm")
+    assert changed(run, 0, 1) == set()
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(6, 2), (8, 3), (8, 4)])
+def test_accumulated_batches_equal_larger_ones(train, batch_size, accumulate):
+    """24 images without BatchNorm: 2 x 6 make a batch of 12; 3 x 8, also where 4 are asked for."""
+    settings = {"backbone": "test_vit", "val_fraction": 0.0, "epochs": 1}
+    larger = 12 if accumulate == 2 else 24
+    one = weights(train("one", **settings, batch_size=larger), 1)
+    other = weights(train("other", **settings, batch_size=batch_size, accumulate=accumulate), 1)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_the_weight_average_is_what_predicts(train):
+    run = train(ema=True, ema_decay=0.9)
+    state = load_checkpoint(run.checkpoint_folder)["method"]
+    model = safetensors.torch.load_file(run.model_file)
+    for name, tensor in model.items():
+        assert tensor.equal(state[f"average.network.{name}"]), name
+    assert not model["fc.weight"].equal(weights(run, 2)["fc.weight"])
+    assert int(state["average._extra_state"]) == 6
+
+
+def test_fp16_on_the_cpu_is_refused_before_anything_is_written(train, tmp_path):
+    with pytest.raises(ModelError, match="--precision fp16"):
+        train(precision="fp16")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_size_that_cannot_work_is_refused_before_anything_is_written(train, tmp_path):
+    with pytest.raises(ModelError, match="--image-size 33"):
+        train(backbone="test_vit", image_size=33)
+    assert not (tmp_path / "run").exists()
+
+
+def compile_with(monkeypatch, backend: object) -> None:
+    compile_ = functools.partialmethod(nn.Module.compile, backend=backend)
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_compiled_network_trains_and_saves_the_same_names(train, shared_run, monkeypatch):
+    compile_with(monkeypatch, "eager")  # traces as the real one, without minutes of C++
+    run = train(compile=True, epochs=1)
+    names = safetensors.torch.load_file(shared_run.model_file).keys()
+    assert safetensors.torch.load_file(run.model_file).keys() == names
+    assert "fc.weight" in changed(run, 0, 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_compiler_that_fails_is_named(train, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError("no C++ compiler")
+
+    compile_with(monkeypatch, refuse)
+    with pytest.raises(TrainingError, match=r"^--compile failed \(.*\)\. Leave it out\.$"):
+        train(compile=True, epochs=1)
+
+
+# --- when it cannot go on ---
+
+
+def test_a_loss_that_is_no_number_names_the_way_out(train, tmp_path):
+    with pytest.raises(TrainingError, match="Lower --lr, or add --clip-grad 1"):
+        train(lr=1e30, warmup=0.0)
+    run = RunFolder.open(tmp_path / "run")
+    state = load_checkpoint(run.checkpoint_folder)
+    assert state["epoch"] == 0
+    assert all(t.isfinite().all() for n, t in flat(state["method"]).items())
+    assert not run.model_file.exists()
+
+
+def test_a_weight_that_is_no_number_is_noticed_in_the_last_step(train):
+    with pytest.raises(TrainingError, match="a weight is no longer a finite number"):
+        train(lr=1e38, warmup=0.0, epochs=1, batch_size=64, schedule="constant", head_lr_scale=1000)
+
+
+def test_out_of_memory_says_what_to_lower(train, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(SingleNetwork, "training_step", refuse)
+    with pytest.raises(TrainingError, match=r"cpu: out of memory\. Lower --batch-size"):
+        train()
+
+
+def test_other_errors_stay_what_they_are(train, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(SingleNetwork, "training_step", refuse)
+    with pytest.raises(RuntimeError, match=r"^a defect$"):
+        train()
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_a_checkpoint(train, tmp_path, number, code):
+    with pytest.raises(Interrupted) as caught:
+        train("a run", observer=Stopper("epoch 1/2", number))
+    assert caught.value.exit_code == code
+    command = f"Continue with: elr train --resume '{tmp_path / 'a run'}'"
+    assert command in str(caught.value)
+    assert load_checkpoint(tmp_path / "a run" / "checkpoint")["epoch"] == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_in_validation_ends_the_run_after_the_epoch(train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(observer=Stopper("val"))
+    assert load_checkpoint(tmp_path / "run" / "checkpoint")["epoch"] == 1
+
+
+def test_a_signal_in_the_last_validation_lets_the_run_finish(train):
+    run = train(epochs=1, observer=Stopper("val"))
+    assert run.model_file.is_file()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03])
+@pytest.mark.parametrize("kind", [TrainingError, RuntimeError])
+def test_a_signal_that_also_kills_the_loaders_is_an_interruption(
+    train, tmp_path, monkeypatch, kind, delay
+):
+    """SIGTERM to the process group: the loaders may die before this process hears of it."""
+
+    def dies(self: RowLoader, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        if delay:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise kind("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(RowLoader, "epoch", dies)
+    with pytest.raises(Interrupted) as caught:
+        train()
+    assert caught.value.exit_code == 143
+    assert load_checkpoint(tmp_path / "run" / "checkpoint")["epoch"] == 0
+
+
+def test_loaders_that_die_by_themselves_are_a_training_error(train, monkeypatch):
+    def dies(self: RowLoader, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        raise TrainingError("A process that loads images died")
+
+    monkeypatch.setattr(RowLoader, "epoch", dies)
+    with pytest.raises(TrainingError, match="A process that loads images died"):
+        train()
+
+
+GROUP_SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from elrcli.config import TrainConfig
+from elrcli.engine.fit import fit
+from elrcli.engine.observer import Observer
+from elrcli.errors import Interrupted
+from tests.engine.conftest import TINY
+
+class Waiter(Observer):
+    def progress(self, stage, done, total):
+        if stage == "epoch 2/9":
+            print("ready", flush=True)
+            time.sleep(2)  # the loaders are gone when the loop looks again
+
+torch.set_num_threads(1)
+config = TrainConfig(**{"data": Path(sys.argv[1]), **TINY, "workers": 2, "epochs": 9})
+try:
+    fit(config, Path(sys.argv[2]), observer=Waiter())
+except Interrupted as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def test_sigterm_to_the_whole_process_group(shapes, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", GROUP_SCRIPT, shapes, tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        out, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "Continue with: elr train --resume" in out
+    assert "Traceback" not in errors
+    assert load_checkpoint(tmp_path / "run" / "checkpoint")["epoch"] == 1
+
+
+# --- a damaged or hostile run folder ---
+
+
+def _without(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.pop(name)
+
+
+def _with(name: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _without("epoch"),
+        _without("method"),
+        _without("scaler"),
+        _with("epoch", "two"),
+        _with("epoch", 10**9),
+        _with("method", 3),
+        _with("method", {}),
+        _with("record", {"prob_sum": torch.zeros(24, 3)}),
+        _with("optimizer", [1, 2]),
+        _with("optimizer", {0: 3}),
+        _with("optimizer", {0: {"momentum_buffer": torch.zeros(7)}}),
+        _with("optimizer", {0: {"momentum_buffer": "text"}}),
+        _with("optimizer", {"weights": {"momentum_buffer": torch.zeros(7)}}),
+        _with("metrics", 5),
+        _with("metrics", [{"loss": 1.0}]),
+        _with("metrics", [{"epoch": 1, "loss": "low"}]),
+        _with("unreadable", [[24, "out of range"]]),
+        _with("unreadable", [["row", "reason"]]),
+        _with("unreadable", 1),
+        lambda state: state["record"].update(prob_sum=torch.zeros(5, 3)),
+        lambda state: state["method"].update({"loss.targets": torch.zeros(24, 4)}),
+        lambda state: state["method"].update({"network.fc.bias": [1.0]}),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_a_run_error(run_copy, damage):
+    state = load_checkpoint(run_copy.checkpoint_folder)
+    damage(state)
+    save_checkpoint(run_copy.checkpoint_folder, 3, state)
+    with pytest.raises(RunError, match=r"checkpoint: does not fit the run \(.*\)\. Train again\."):
+        resume(run_copy.path)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "lr", "weight_decay", "workers"])
+def test_settings_that_were_never_resolved_are_a_run_error(run_copy, name):
+    config = run_copy.config()
+    config["settings"][name] = None
+    write_text(run_copy.config_file, json_text(config))
+    with pytest.raises(RunError, match="holds automatic settings"):
+        resume(run_copy.path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "error"),
+    [
+        ("settings", {"data": "d", "backbone": ["resnet50"]}, RunError),
+        ("preprocessing", None, RunError),
+        ("data_root", None, RunError),
+    ],
+)
+def test_a_config_that_does_not_fit_is_a_run_error(run_copy, part, value, error):
+    config = run_copy.config()
+    config[part] = value
+    run_copy.config_file.write_text(json.dumps(config))
+    with pytest.raises(error, match=r"config\.json"):
+        resume(run_copy.path)
+
+
+def test_curves_are_drawn_while_training(train, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CURVES", 0.0)
+    drawn = []
+    original = module.curves_svg
+    monkeypatch.setattr(
+        module, "curves_svg", lambda rows: drawn.append(len(rows)) or original(rows)
+    )
+    train(epochs=3)
+    assert drawn == [1, 2, 3]
