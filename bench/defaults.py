@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd .02": {"optimizer": "sgd", "lr": 0.02},
     "sgd .05": {"optimizer": "sgd", "lr": 0.05},
     "adamw 1e-3, ce": {"optimizer": "adamw", "lr": 1e-3, "method": "ce"},
+    "adamw 1e-3, lambda 1": {"optimizer": "adamw", "lr": 1e-3, "lam": 1.0},
     "adamw 1e-3, lambda 7": {"optimizer": "adamw", "lr": 1e-3, "lam": 7.0},
     "adamw 1e-3, beta .9": {"optimizer": "adamw", "lr": 1e-3, "beta": 0.9},
 }
@@ -42,7 +43,8 @@ SETS = (
     "cifar-rand1-1000",
     "cifar-sym40-1000",
     "catdog-sym20-400",
-    "scratch-sym20-2000",
+    "cifar-aggre-1000",
+    "scratch-sym20-1000",
     "digits-sym30-0",
     "shapes3-sym20-180",
     "shapes24-sym20-1440",
@@ -56,7 +58,7 @@ def make_set(name: str, folder: Path, args: argparse.Namespace) -> sets.StudySet
     kind, noise, images = name.split("-")
     out = folder / f"{name}.csv"
     if kind == "digits":
-        return with_settings(sets.digits(out, noise), SCRATCH)
+        return with_settings(sets.digits(out, noise), {**SCRATCH, "small_input": False})
     if kind.startswith("shapes"):
         per_class = int(images) // int(kind[6:])
         return with_settings(sets.shapes(out, noise, per_class, int(kind[6:])), SCRATCH)
@@ -85,7 +87,8 @@ def run_cell(name: str, changes: dict[str, Any], args: argparse.Namespace) -> di
         }
         started = time.monotonic()
         run = fit(TrainConfig(**settings), Path(folder) / "run")
-        return figures(run) | {"minutes": (time.monotonic() - started) / 60}
+        minutes = (time.monotonic() - started) / 60
+        return figures(run) | {"epochs": settings["epochs"], "minutes": minutes}
 
 
 def figures(run: Any) -> dict[str, float]:
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--settings", default=";".join(SETTINGS))
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=60)
     parser.add_argument("--table", action="store_true")

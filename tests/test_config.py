@@ -172,7 +172,9 @@ def test_a_missing_file_is_named(tmp_path):
         read_json_object(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("content", ["{", pytest.param("[" * 100_000, id="deep"), "\x00", "NaN", "[1]"])
+@pytest.mark.parametrize(
+    "content", ["{", pytest.param("[" * 100_000, id="deep"), "\x00", "NaN", "[1]"]
+)
 def test_bad_json_is_refused(tmp_path, content):
     file = tmp_path / "c.json"
     file.write_text(content)

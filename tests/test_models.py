@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pickle
+import socket
+import urllib.request
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import timm
@@ -136,6 +139,29 @@ def test_unreachable_weights_name_both_ways_out(monkeypatch):
         "test_resnet: pretrained weights cannot be had (We couldn't connect to the hub.). "
         "Give a local file with --weights FILE, or start from scratch with --no-pretrained."
     )
+
+
+@pytest.mark.parametrize(("has_address", "offline"), [(True, False), (False, True)])
+def test_an_unreachable_hub_is_not_asked(monkeypatch, has_address, offline):
+    """Its client would retry for a minute; weights in the cache are still found."""
+    seen = []
+
+    def lookup(*arguments: object) -> None:
+        if not has_address:
+            raise OSError("Name or service not known")
+
+    def create(*arguments: object, **options: object) -> nn.Module:
+        seen.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(ModelError, match="not in the cache"):
+        create_network(TINY, 2, pretrained=True)
+    assert seen == [offline]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_local_weights_need_no_download(monkeypatch, tmp_path):

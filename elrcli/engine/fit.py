@@ -80,6 +80,10 @@ def fit(
     """
     observer = observer or Observer()
     runtime = choose_runtime(config.device, config.precision)
+    if config.tensorboard:
+        from elrcli.engine.tensorboard import writer_class
+
+        writer_class()  # say that the package is missing before anything is written
     manifest = draw_validation(_load(config), config.val_fraction, config.seed)
     if len(manifest.rows("train")) < 2:
         raise DataError(f"{config.data}: too few training images. At least 2 are needed.")

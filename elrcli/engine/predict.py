@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,7 @@ def stored_preprocessing(run: RunFolder) -> Preprocessing:
         std = tuple(float(value) for value in stored["std"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise RunError(f"{run.config_file}: holds no valid preprocessing.") from None
-    if not (8 <= size <= 4096 and len(mean) == len(std) == 3 and min(std) > 0):
+    are_finite = all(math.isfinite(value) for value in mean + std)
+    if not (8 <= size <= 4096 and len(mean) == len(std) == 3 and are_finite and min(std) > 0):
         raise RunError(f"{run.config_file}: holds no valid preprocessing.")
     return Preprocessing(size, mean, std)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import ConfigError
+
+
+def writer_class() -> Any:
+    """Return torch's SummaryWriter; raises ConfigError where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "--tensorboard: the package is missing. Install it: pip install 'elr[tensorboard]'"
+        ) from None
+    return SummaryWriter
 
 
 class TensorBoardObserver(Observer):
     """Writes every metric of an epoch and passes everything on to another observer."""
 
     def __init__(self, folder: Path, inner: Observer) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "--tensorboard: the package is missing. Install it: pip install 'elr[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(folder))
+        self._writer = writer_class()(str(folder))
         self._inner = inner
 
     def note(self, message: str) -> None:
