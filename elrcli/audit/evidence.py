@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from elrcli.data.manifest import SPLITS, Manifest
+from elrcli.errors import RunError
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,19 @@ def evidence_of_run(manifest: Manifest, state: Mapping[str, Any]) -> Evidence:
     The belief is the mean of two estimates: the target, normalised, which follows the last
     epochs, and the mean prediction over all epochs.
     """
-    record = state["record"]
-    visits = record["visits"].numpy()
+    try:
+        record = state["record"]
+        visits = record["visits"].numpy()
+        target_table = state["method"]["loss.targets"].numpy()
+        prob_table = record["prob_sum"].numpy()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"the checkpoint holds no evidence ({error}). Train again.") from None
+    shape = (len(manifest), manifest.num_classes)
+    if not (len(visits) == shape[0] and target_table.shape == prob_table.shape == shape):
+        raise RunError("the checkpoint does not fit the manifest. Train again.")
     rows = np.flatnonzero(visits > 0)
-    targets = normalised(state["method"]["loss.targets"].numpy()[rows])
-    means = normalised(record["prob_sum"].numpy()[rows])
+    targets = normalised(target_table[rows])
+    means = normalised(prob_table[rows])
     return Evidence(
         rows=rows,
         labels=manifest.labels[rows],

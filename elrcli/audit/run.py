@@ -21,7 +21,7 @@ from elrcli.data.manifest import SPLITS, Manifest, load_data
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor
-from elrcli.errors import ConfigError, DataError
+from elrcli.errors import ConfigError, DataError, RunError
 from elrcli.run import RunFolder, json_text, write_text
 from elrcli.tables import write_table
 
@@ -68,8 +68,11 @@ def audit_run(
     if data is None:
         manifest = run.manifest()
         state = load_checkpoint(run.checkpoint_folder)
-        evidence = evidence_of_run(manifest, state)
-        unreadable = {int(row): str(reason) for row, reason in state["unreadable"]}
+        try:
+            evidence = evidence_of_run(manifest, state)
+        except RunError as error:
+            raise RunError(f"{run.checkpoint_folder}: {error}") from None
+        unreadable = {int(row): str(reason) for row, reason in state.get("unreadable", ())}
     else:
         manifest = load_data(
             data,

@@ -1,0 +1,146 @@
+"""The audit of a real, tiny run, through its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elrcli.audit import audit_run
+from elrcli.audit.run import TABLE_COLUMNS
+from elrcli.config import TrainConfig
+from elrcli.engine.fit import fit
+from elrcli.errors import ConfigError, DataError, RunError
+from elrcli.run import RunFolder
+from tests.shapes import write_shapes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, str]]:
+    """60 images a class, a fifth flipped, 12 epochs from scratch; one image cannot be read."""
+    folder = tmp_path_factory.mktemp("audit")
+    truth = write_shapes(folder / "shapes", per_class=60, size=48, flip_share=0.2)
+    broken = sorted(truth)[0]
+    (folder / "shapes" / broken).write_bytes(b"")
+    config = TrainConfig(
+        data=folder / "shapes",
+        backbone="resnet10t",
+        pretrained=False,
+        image_size=48,
+        epochs=12,
+        workers=0,
+    )
+    return fit(config, folder / "run"), truth
+
+
+@pytest.fixture(scope="module")
+def truth_csv(trained: tuple[RunFolder, dict[str, str]]) -> Path:
+    run, truth = trained
+    path = run.path.parent / "truth.csv"
+    rows = "".join(f"{name},{label}\n" for name, label in truth.items())
+    path.write_text("path,real\n" + rows)
+    return path
+
+
+def test_the_planted_errors_are_found_and_counted(trained, truth_csv, tmp_path):
+    run, truth = trained
+    result = audit_run(run.path, tmp_path, truth=truth_csv, truth_column="real", report=False)
+    figures = result.summary["truth"]
+    assert figures["ap"] >= 0.9
+    assert figures["auroc"] >= 0.95
+    errors = result.summary["estimated_errors"]
+    assert errors["low"] <= figures["errors"] <= errors["high"]
+    manifest = run.manifest()
+    wrong = [
+        truth[manifest.paths[row]] != manifest.classes[manifest.labels[row]]
+        for row in result.rows[result.flagged]
+    ]
+    assert np.mean(wrong) >= 0.9
+    assert sum(wrong) >= 0.6 * figures["errors"]
+
+
+def test_the_table_has_every_readable_sample_once_most_suspicious_first(trained, tmp_path):
+    run, truth = trained
+    result = audit_run(run.path, tmp_path, report=False)
+    with (tmp_path / "audit.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == TABLE_COLUMNS
+    assert sorted(row["path"] for row in rows) == sorted(truth)[1:]
+    assert [int(row["rank"]) for row in rows] == list(range(1, len(rows) + 1))
+    for column in ("score", "error_probability"):
+        values = [float(row[column]) for row in rows]
+        assert values == sorted(values, reverse=True)
+        assert 0 <= values[-1] <= values[0] <= 1
+    assert {row["split"] for row in rows} == {"train", "val"}
+    for row in rows:
+        assert (row["flagged"] == "1") == (float(row["error_probability"]) >= 0.5)
+        if row["flagged"] == "1":
+            assert row["suggested"] != row["label"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["samples"] == len(rows) == len(result)
+    assert [entry["path"] for entry in summary["unreadable"]] == [sorted(truth)[0]]
+    assert summary["top_suspects"][0]["path"] == rows[0]["path"]
+    np.testing.assert_allclose(np.sum(summary["noise_matrix"], axis=1), 1, atol=1e-4)
+
+
+def test_a_higher_threshold_flags_fewer(trained, tmp_path):
+    run, _ = trained
+    low, high = (
+        audit_run(run.path, tmp_path, threshold=value, report=False).summary["flagged"]
+        for value in (0.3, 0.95)
+    )
+    assert high < low
+
+
+def test_exemplars_carry_their_label_and_are_no_suspects(trained, tmp_path):
+    run, _ = trained
+    result = audit_run(run.path, tmp_path, report=False)
+    labels = run.manifest().labels
+    flagged = set(result.rows[result.flagged].tolist())
+    for label, rows in result.exemplars.items():
+        assert len(rows) > 0
+        assert (labels[rows] == label).all()
+        assert not flagged & set(rows.tolist())
+
+
+def test_other_data_is_ranked_by_predictions(trained, tmp_path):
+    run, _ = trained
+    truth = write_shapes(tmp_path / "new", per_class=10, size=48, flip_share=0.2, seed=9)
+    result = audit_run(run.path, tmp_path / "out", data=tmp_path / "new", report=True)
+    assert len(result) == len(truth) == 30
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not run.audit_folder.exists()
+
+
+def test_unknown_classes_in_other_data_are_refused(trained, tmp_path):
+    run, _ = trained
+    write_shapes(tmp_path / "new", per_class=2, classes=("circle", "star"), size=48)
+    with pytest.raises(DataError, match="star"):
+        audit_run(run.path, tmp_path / "out", data=tmp_path / "new")
+
+
+def test_true_labels_must_cover_the_run(trained, tmp_path):
+    run, truth = trained
+    path = tmp_path / "truth.csv"
+    name = sorted(truth)[5]
+    path.write_text(f"path,true_label\n{name},{truth[name]}\n")
+    with pytest.raises(DataError, match="no true label for 179 samples"):
+        audit_run(run.path, tmp_path, truth=path)
+
+
+def test_a_truth_column_needs_a_file(trained, tmp_path):
+    with pytest.raises(ConfigError, match="needs --truth"):
+        audit_run(trained[0].path, tmp_path, truth_column="real")
+
+
+def test_a_checkpoint_without_evidence_is_named(trained, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(trained[0].path, copy)
+    for path in (copy / "checkpoint").iterdir():
+        path.unlink()
+    with pytest.raises(RunError, match="checkpoint"):
+        audit_run(copy)
