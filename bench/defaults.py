@@ -15,8 +15,10 @@ import argparse
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sets
 import torch
@@ -26,6 +28,7 @@ from elrcli.config import TrainConfig
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.fit import fit
 
+TIMM_HEAD = "timm_head"  # no setting of elr: the head as timm makes it, for comparison
 SETTINGS: dict[str, dict[str, Any]] = {
     "adamw 1e-3": {"optimizer": "adamw", "lr": 1e-3},
     "adamw 3e-4": {"optimizer": "adamw", "lr": 3e-4},
@@ -34,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd .01": {"optimizer": "sgd", "lr": 0.01},
     "sgd .02": {"optimizer": "sgd", "lr": 0.02},
     "sgd .05": {"optimizer": "sgd", "lr": 0.05},
+    "sgd .02, timm's head": {"optimizer": "sgd", "lr": 0.02, TIMM_HEAD: True},
     "adamw 1e-3, ce": {"optimizer": "adamw", "lr": 1e-3, "method": "ce"},
     "adamw 1e-3, lambda 1": {"optimizer": "adamw", "lr": 1e-3, "lam": 1.0},
     "adamw 1e-3, lambda 7": {"optimizer": "adamw", "lr": 1e-3, "lam": 7.0},
@@ -78,6 +82,8 @@ def run_cell(name: str, changes: dict[str, Any], args: argparse.Namespace) -> di
     """Train one cell and return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         made = make_set(name, Path(folder), args)
+        changes = dict(changes)
+        keep_head = patch("elrcli.models.calm_head") if changes.pop(TIMM_HEAD, False) else None
         settings = {
             "data": made.csv,
             "truth_column": "true_label",
@@ -86,7 +92,8 @@ def run_cell(name: str, changes: dict[str, Any], args: argparse.Namespace) -> di
             **changes,
         }
         started = time.monotonic()
-        run = fit(TrainConfig(**settings), Path(folder) / "run")
+        with keep_head or nullcontext():
+            run = fit(TrainConfig(**settings), Path(folder) / "run")
         minutes = (time.monotonic() - started) / 60
         return figures(run) | {"epochs": settings["epochs"], "minutes": minutes}
 
@@ -109,7 +116,7 @@ def figures(run: Any) -> dict[str, float]:
 
 def slug(setting: str) -> str:
     """Return the part of a file name that stands for a setting."""
-    return setting.replace(", ", "-").replace(" ", "_")
+    return setting.replace(", ", "-").replace(" ", "_").replace("'", "")
 
 
 def main() -> None:

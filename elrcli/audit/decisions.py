@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elrcli.data.manifest import Manifest, _csv_rows, _did_you_mean, _shown
+from elrcli.data.manifest import Manifest, csv_rows, did_you_mean, legible
 from elrcli.errors import DataError
 
 DECISIONS = ("keep", "relabel", "remove", "unsure")
@@ -50,11 +50,11 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
         first = decisions.setdefault(row, decision)
         if (first.decision, first.label) != (decision.decision, decision.label):
             bad.append(
-                f"{csv_path}:{line}: '{_shown(cells['path'])}' is decided otherwise on line"
+                f"{csv_path}:{line}: '{legible(cells['path'])}' is decided otherwise on line"
                 f" {first.line}. Keep one of the two lines."
             )
     if bad:
-        raise DataError(_listed(bad))
+        raise DataError(listed(bad))
     return decisions
 
 
@@ -80,7 +80,7 @@ def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion
         else:
             suggestions[row] = Suggestion(label, probability)
     if bad:
-        raise DataError(_listed(bad))
+        raise DataError(listed(bad))
     return suggestions
 
 
@@ -88,12 +88,12 @@ def _rows(
     csv_path: Path, columns: Sequence[str], bad: list[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, cells by column) of every row; a row that is too long goes to `bad`."""
-    lines = _csv_rows(csv_path, "path")
+    lines = csv_rows(csv_path, "path")
     header = [name.strip() for name in next(lines)[1]]
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(
-            f"{csv_path}:1: no column '{missing[0]}'; there are: {_shown(', '.join(header))}."
+            f"{csv_path}:1: no column '{missing[0]}'; there are: {legible(', '.join(header))}."
             f" The columns must be {','.join(columns)}."
         )
     for line, cells in lines:
@@ -114,30 +114,30 @@ def _problem(
     """Return what is wrong with one line of decisions.csv, or nothing."""
     decision, new_label = cells["decision"], cells["new_label"]
     if row is None:
-        return f"'{_shown(cells['path'])}' is not a path of this run"
+        return f"'{legible(cells['path'])}' is not a path of this run"
     if manifest.classes[manifest.labels[row]] != cells["label"]:
         return _other_label(cells, manifest, row)
     if decision not in DECISIONS:
-        hint = _did_you_mean(decision, DECISIONS)
-        return f"unknown decision '{_shown(decision)}'.{hint} Known: {', '.join(DECISIONS)}."
+        hint = did_you_mean(decision, DECISIONS)
+        return f"unknown decision '{legible(decision)}'.{hint} Known: {', '.join(DECISIONS)}."
     if decision == "relabel" and not new_label:
         return "relabel needs a new_label"
     if decision == "relabel" and new_label not in class_ids:
-        hint = _did_you_mean(new_label, manifest.classes)
-        return f"unknown class '{_shown(new_label)}'.{hint}"
+        hint = did_you_mean(new_label, manifest.classes)
+        return f"unknown class '{legible(new_label)}'.{hint}"
     if decision != "relabel" and new_label not in ("", cells["label"]):
-        return f"'{decision}' with the new_label '{_shown(new_label)}'. Did you mean 'relabel'?"
+        return f"'{decision}' with the new_label '{legible(new_label)}'. Did you mean 'relabel'?"
     return ""
 
 
 def _other_label(cells: Mapping[str, str], manifest: Manifest, row: int) -> str:
     given = manifest.classes[manifest.labels[row]]
     return (
-        f"'{_shown(cells['path'])}' has the label '{_shown(cells['label'])}' here, but"
+        f"'{legible(cells['path'])}' has the label '{legible(cells['label'])}' here, but"
         f" '{given}' in the run. Use the files that belong together."
     )
 
 
-def _listed(problems: Sequence[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
     more = len(problems) - SHOWN
     return "\n".join([*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from elrcli.data.manifest import _column, _csv_rows, _image_paths, _is_image_name, _listed
+from elrcli.data.manifest import csv_column, csv_rows, image_paths, is_image_name, listed
 from elrcli.errors import DataError
 
 
@@ -46,7 +46,7 @@ def expand_inputs(
             problems.append(f"{name}: {_nothing_found(name)}")
         images += found
     if problems:
-        raise DataError(_listed(problems))
+        raise DataError(listed(problems))
     return images
 
 
@@ -57,7 +57,7 @@ def _expand(
         lines = (line.rstrip("\r\n") for line in stdin)
         yield from (_named(line) for line in lines if line.strip())
     elif os.path.isdir(name):
-        for path in sorted(_image_paths(name, "", ())):
+        for path in sorted(image_paths(name, "", ())):
             yield _named(os.path.join(name, path))
     elif os.path.exists(name):
         if name.lower().endswith(".csv"):
@@ -66,7 +66,7 @@ def _expand(
             yield _named(name)
     else:
         matches = sorted(glob.glob(name, recursive=True))
-        yield from (_named(path) for path in matches if _is_image_name(path))
+        yield from (_named(path) for path in matches if is_image_name(path))
 
 
 def _named(path: str) -> ImageInput:
@@ -75,9 +75,9 @@ def _named(path: str) -> ImageInput:
 
 def _listed_in(csv_path: Path, root: Path | None, path_column: str) -> Iterator[ImageInput]:
     base = csv_path.parent if root is None else root
-    lines = _csv_rows(csv_path, path_column)
+    lines = csv_rows(csv_path, path_column)
     header = [name.strip() for name in next(lines)[1]]
-    column = _column(csv_path, header, path_column, "--path-column")
+    column = csv_column(csv_path, header, path_column, "--path-column")
     for _, cells in lines:
         path = cells[column] if column < len(cells) else ""
         if path.strip():

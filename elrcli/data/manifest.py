@@ -239,7 +239,7 @@ def _scan_folder(folder: Path, classes: Sequence[str] | None) -> Manifest:
         before = len(paths)
         for class_folder in _subfolders(top):
             start = f"{prefix}/{class_folder}/" if prefix else f"{class_folder}/"
-            found = list(_image_paths(os.path.join(top, class_folder), start, (_identity(top),)))
+            found = list(image_paths(os.path.join(top, class_folder), start, (_identity(top),)))
             paths += found
             names += [class_folder.strip()] * len(found)
         if len(paths) == before:
@@ -272,7 +272,7 @@ def _subfolders(folder: str) -> list[str]:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
 
 
-def _image_paths(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def image_paths(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     """Yield `prefix` + path of every image below `folder`.
 
     `above` identifies the folders on the way down: a link back to one of them is not followed.
@@ -290,12 +290,12 @@ def _image_paths(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -
             if name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _image_paths(entry.path, f"{prefix}{name}/", (*above, here))
-            elif _is_image_name(name):
+                yield from image_paths(entry.path, f"{prefix}{name}/", (*above, here))
+            elif is_image_name(name):
                 yield prefix + name
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -307,7 +307,7 @@ def _identity(folder: str) -> tuple[int, int]:
 def _nothing_found(folder: str) -> str:
     """Say what a folder without labelled images has instead."""
     with os.scandir(folder) as entries:
-        has_loose = any(_is_image_name(e.name) and not e.is_dir() for e in entries)
+        has_loose = any(is_image_name(e.name) and not e.is_dir() for e in entries)
     layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
     if has_loose:
         return f"{folder}: images but no class sub-folders with images. {layout}"
@@ -342,15 +342,15 @@ def _read_csv(
     rows: dict[str, _Row] = {}
     bad: list[str] = []
 
-    lines = _csv_rows(csv_path, path_column)
+    lines = csv_rows(csv_path, path_column)
     header = [name.strip() for name in next(lines)[1]]
-    path_at = _column(csv_path, header, path_column, "--path-column")
-    label_at = _column(csv_path, header, label_column, "--label-column")
+    path_at = csv_column(csv_path, header, path_column, "--path-column")
+    label_at = csv_column(csv_path, header, label_column, "--label-column")
     has_split = split_column in header or split_column != "split"
-    split_at = _column(csv_path, header, split_column, "--split-column") if has_split else None
+    split_at = csv_column(csv_path, header, split_column, "--split-column") if has_split else None
     truth_at = None
     if truth_column is not None:
-        truth_at = _column(csv_path, header, truth_column, "--truth-column")
+        truth_at = csv_column(csv_path, header, truth_column, "--truth-column")
 
     for line, cells in lines:
         if not any(cell.strip() for cell in cells):
@@ -369,7 +369,7 @@ def _read_csv(
         if not cells[path_at].strip():
             problem = "no path"
         elif path is None:
-            problem = f"'{_shown(cells[path_at])}' lies outside {base}. Set --root."
+            problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
         elif not label:
             problem = "no label"
         elif known is not None and label not in known:
@@ -389,15 +389,15 @@ def _read_csv(
             bad.append(f"{place} {_conflict(path, first, row)}")
 
     if bad:
-        raise DataError(_listed(bad))
+        raise DataError(listed(bad))
     if not rows:
         raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
     missing = [p for p in rows if not os.path.exists(f"{base}/{p}")]
     if missing:
-        places = [f"{csv_path}:{rows[p].line}: no such file: {_shown(p)}" for p in missing]
+        places = [f"{csv_path}:{rows[p].line}: no such file: {legible(p)}" for p in missing]
         raise DataError(
             f"{csv_path}: {len(missing)} of {len(rows)} files do not exist under {base}."
-            f" Set --root to the folder that the paths start from.\n{_listed(places)}"
+            f" Set --root to the folder that the paths start from.\n{listed(places)}"
         )
     truths = None if truth_column is None else [row.truth or "" for row in rows.values()]
     return _build(
@@ -411,7 +411,7 @@ def _read_csv(
     )
 
 
-def _csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line number, cells) of every row, the header first."""
     try:
         file = open(csv_path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115
@@ -444,12 +444,12 @@ def _delimiter(header: str, path_column: str) -> str:
     return max(DELIMITERS, key=quality)
 
 
-def _column(csv_path: Path, header: list[str], name: str, option: str) -> int:
+def csv_column(csv_path: Path, header: list[str], name: str, option: str) -> int:
     if name in header:
         return header.index(name)
     raise DataError(
         f"{csv_path}:1: no column '{name}'; there are: {', '.join(header)}."
-        f"{_did_you_mean(name, header)} Name it with {option}."
+        f"{did_you_mean(name, header)} Name it with {option}."
     )
 
 
@@ -472,26 +472,26 @@ def _conflict(path: str, first: _Row, row: _Row) -> str:
         what = f"split '{SPLITS[first.split]}' on line {first.line} and '{SPLITS[row.split]}' here"
     else:
         what = f"true label '{first.truth}' on line {first.line} and '{row.truth}' here"
-    return f"'{_shown(path)}' has {what}. Keep one of the two lines."
+    return f"'{legible(path)}' has {what}. Keep one of the two lines."
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
-    hint = _did_you_mean(name, known) or f" Known: {', '.join(sorted(known)[:SHOWN])}."
-    return f"unknown {kind} '{_shown(name)}'.{hint}"
+    hint = did_you_mean(name, known) or f" Known: {', '.join(sorted(known)[:SHOWN])}."
+    return f"unknown {kind} '{legible(name)}'.{hint}"
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def _listed(problems: list[str]) -> str:
+def listed(problems: list[str]) -> str:
     more = len(problems) - SHOWN
     return "\n".join(problems[:SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _shown(text: str) -> str:
+def legible(text: str) -> str:
     """Return text that any terminal can print."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -511,14 +511,14 @@ def _build(
     """Sort the rows by path and turn names into class ids."""
     present = set(names) | set(truths or ())
     for name in present:
-        if _shown(name) != name:
-            raise DataError(f"{place}: class '{_shown(name)}' is not UTF-8 text. Rename it.")
+        if legible(name) != name:
+            raise DataError(f"{place}: class '{legible(name)}' is not UTF-8 text. Rename it.")
     if classes is None:
         classes = sorted(present, key=natural_key)
     unknown = sorted(present - set(classes), key=natural_key)
     if unknown:
         problems = [f"{place}: {_unknown('class', name, classes)}" for name in unknown]
-        raise DataError(_listed(problems))
+        raise DataError(listed(problems))
     class_ids = {name: i for i, name in enumerate(classes)}
     order = sorted(range(len(paths)), key=paths.__getitem__)
     truth = None
