@@ -177,3 +177,9 @@ def test_every_public_name_is_described():
 def test_every_column_is_described_in_order(page, columns):
     rows = re.findall(r"^\| `(\w+)` \|", prose(ROOT / page), re.MULTILINE)
     assert [row for row in rows if row in columns] == list(columns)
+
+
+def test_figures_of_the_readme_are_in_the_benchmarks():
+    benchmarks = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    figures = re.findall(r"\b0\.\d{3}\b", prose(ROOT / "README.md"))
+    assert [figure for figure in figures if figure not in benchmarks] == []
