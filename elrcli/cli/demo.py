@@ -20,7 +20,7 @@ def demo(
     ] = False,
     epochs: Annotated[
         int, typer.Option("--epochs", "-e", min=1, help="Passes over the training data.")
-    ] = 20,
+    ] = 12,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
