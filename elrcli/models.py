@@ -106,6 +106,29 @@ def classifier_names(network: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+@contextmanager
+def features_kept(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep what enters the head: inside, the list holds [B, D] of the last forward pass."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features = inputs[0]
+        if features.ndim > 2 and features.shape[1] == width:  # a convolution as head
+            features = features.mean(dim=tuple(range(2, features.ndim)))
+        kept[:] = [features.flatten(1)]
+
+    names = classifier_names(network)
+    if not names:
+        raise ModelError("this backbone has no head that timm knows: its features are hidden.")
+    head = network.get_submodule(names[0])
+    width = getattr(head, "in_channels", -1)
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
 def _is_head(parameter: str, network: nn.Module) -> bool:
     return any(parameter.startswith(f"{name}.") for name in classifier_names(network))
 

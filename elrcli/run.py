@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def features_file(self) -> Path:
+        """Features and thumbnails of all images, for the audit."""
+        return self.path / "features.safetensors"
+
+    @property
     def checkpoint_folder(self) -> Path:
         """Everything a resume needs."""
         return self.path / "checkpoint"
@@ -117,6 +122,7 @@ class RunFolder:
                 shutil.rmtree(folder)
         files = (
             self.model_file,
+            self.features_file,
             self.metrics_file,
             self.unreadable_file,
             self.curves_file,

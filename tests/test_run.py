@@ -36,6 +36,7 @@ def test_a_run_gives_back_what_was_written(run, tmp_path):
 def test_names_of_the_contract(run):
     names = [run.config_file, run.classes_file, run.manifest_file, run.metrics_file]
     names += [run.model_file, run.checkpoint_folder, run.unreadable_file, run.curves_file]
+    names += [run.features_file]
     assert [path.relative_to(run.path).as_posix() for path in [*names, run.audit_folder]] == [
         "config.json",
         "classes.json",
@@ -45,6 +46,7 @@ def test_names_of_the_contract(run):
         "checkpoint",
         "unreadable.csv",
         "curves.svg",
+        "features.safetensors",
         "audit",
     ]
 

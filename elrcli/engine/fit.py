@@ -32,6 +32,7 @@ from elrcli.data.manifest import (
 from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.features import Features, look_at_images
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.metrics import (
@@ -181,6 +182,7 @@ class Training:
     epoch: int = 0  # the next one to train
     metrics: list[dict[str, float]] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
+    caches: dict[int, ImageCache] = field(default_factory=dict)  # by load size
 
     def __post_init__(self) -> None:
         config, manifest, device = self.config, self.manifest, self.runtime.device
@@ -217,9 +219,9 @@ class Training:
             observer = TensorBoardObserver(self.run.tensorboard_folder, observer)
         size = self.preprocessing.image_size
         augmented = train_transform(self.config.augment, size, self.config.flip)
-        loader = self._loader("train", augmented, shuffle=True)
+        loader = self._loader(self.manifest.rows("train"), augmented, shuffle=True)
         held_out = {
-            split: self._loader(split, eval_transform(size), shuffle=False)
+            split: self._loader(self.manifest.rows(split), eval_transform(size), shuffle=False)
             for split in ("val", "test")
         }
         observer.training_started(dataclasses.replace(self.plan, first_epoch=self.epoch))
@@ -244,8 +246,10 @@ class Training:
                 observer.epoch_finished(row)
                 if not is_last:
                     stop.raise_if_received(remedy)
-        write_text(self.run.curves_file, curves_svg(self.metrics))
-        self._save_model()
+            write_text(self.run.curves_file, curves_svg(self.metrics))
+            self._save_model()
+            if not self.run.features_file.is_file():
+                self._look_at_all_images(observer, stop, remedy)
         if self.unreadable:
             observer.note(
                 f"{len(self.unreadable)} images could not be read and were left out:"
@@ -351,6 +355,20 @@ class Training:
                 self.record.update(probs, self.labels[index], index, self.epoch)
             observer.progress(split, done, total)
 
+    def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
+        """Save features and thumbnails of every image: an audit finds neighbours by them."""
+        rows = np.arange(len(self.manifest))
+        loader = self._loader(rows, eval_transform(self.preprocessing.image_size), shuffle=False)
+        network = self.method.prediction_network().eval()
+        features = Features.empty(len(rows))
+        done = 0
+        for look in look_at_images(network, loader, self.runtime, self.preprocessing):
+            features.keep(look)
+            done += len(look.batch.index) + len(look.batch.unreadable)
+            observer.progress("features", done, len(rows))
+            stop.raise_if_received(remedy)
+        features.save(self.run.features_file)
+
     def _epoch_metrics(
         self, totals: EpochTotals, before: Tensor, seconds: float
     ) -> dict[str, float]:
@@ -417,24 +435,27 @@ class Training:
         }
         write_tensors(self.run.model_file, weights)
 
-    def _loader(self, split: str, transform: Transform, *, shuffle: bool) -> RowLoader:
+    def _loader(self, rows: np.ndarray, transform: Transform, *, shuffle: bool) -> RowLoader:
         config = self.config
-        cache = None
-        if config.cache != "none":
-            cache = ImageCache(
-                self.manifest, transform.load_size, config.cache, self.run.cache_folder
-            )
         return RowLoader(
             self.manifest,
-            self.manifest.rows(split),
+            rows,
             transform,
             batch_size=self.plan.batch_size,
             workers=self.plan.workers,
             seed=config.seed,
             shuffle=shuffle,
-            cache=cache,
+            cache=self._cache(transform.load_size),
             pin_memory=self.runtime.device.type == "cuda",
         )
+
+    def _cache(self, load_size: int) -> ImageCache | None:
+        """Return the cache of images at `load_size`, one for all loaders."""
+        mode = self.config.cache
+        if mode != "none" and load_size not in self.caches:
+            cache = ImageCache(self.manifest, load_size, mode, self.run.cache_folder)
+            self.caches[load_size] = cache
+        return self.caches.get(load_size)
 
     def _plan(self) -> TrainingPlan:
         config = self.config

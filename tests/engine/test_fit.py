@@ -38,6 +38,7 @@ FILES = {
     "classes.json",
     "config.json",
     "curves.svg",
+    "features.safetensors",
     "manifest.csv",
     "metrics.csv",
     "model.safetensors",
@@ -553,9 +554,15 @@ def test_a_signal_in_validation_ends_the_run_after_the_epoch(train, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "checkpoint")["epoch"] == 1
 
 
-def test_a_signal_in_the_last_validation_lets_the_run_finish(train):
-    run = train(epochs=1, observer=Stopper("val"))
+@pytest.mark.parametrize("stage", ["val", "features"])
+def test_a_signal_after_the_last_epoch_stops_the_look_at_all_images(train, tmp_path, stage):
+    with pytest.raises(Interrupted):
+        train(epochs=1, observer=Stopper(stage))
+    run = RunFolder.open(tmp_path / "run")
     assert run.model_file.is_file()
+    assert not run.features_file.exists()
+    resume(run.path)
+    assert run.features_file.is_file()
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.03])
