@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elrcli.config import TrainConfig
+from elrcli.config import TrainConfig, check_names
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError
 
@@ -127,9 +127,10 @@ def prediction_row(
 
 
 def audit_labels(
-    run: AnyPath,
+    target: AnyPath,
     *,
     out: AnyPath | None = None,
+    overwrite: bool = False,
     data: AnyPath | None = None,
     root: AnyPath | None = None,
     path_column: str = "path",
@@ -143,12 +144,45 @@ def audit_labels(
     report_images: int = 500,
     device: str = "auto",
     observer: Observer | None = None,
+    **settings: Any,
 ) -> AuditResult:
-    """Rank the labels that a run disagrees with and write table, summary and review page."""
-    from elrcli.audit import audit_run
+    """Rank the labels that a run disagrees with and write table, summary and review page.
 
+    `target` is a run, or a folder or a CSV file of images: then a run is trained first, in
+    `out/run` or under `runs/`. `settings` are fields of `TrainConfig` for that training.
+    """
+    check_names(settings, "audit_labels()")
+    from elrcli.audit import audit_run
+    from elrcli.audit.quick import is_run, run_for_audit
+    from elrcli.tables import table_format
+
+    run = Path(target)
+    if is_run(run):
+        refused = [*settings, *(["overwrite"] if overwrite else [])]
+        if refused:
+            raise ConfigError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
+    else:
+        if data is not None:
+            raise ConfigError(f"{run}: is no run, so it cannot rank the labels of {data}.")
+        table_format(Path(f"audit.{format}"))  # such problems are better noticed before training
+        if truth is not None and not Path(truth).exists():
+            raise DataError(f"{truth}: no such file. Check --truth.")
+        columns = {
+            "root": _path(root),
+            "path_column": path_column,
+            "label_column": label_column,
+            "split_column": split_column,
+        }
+        if truth is None:
+            settings["truth_column"] = truth_column
+            truth_column = None
+        if device != "auto":
+            settings["device"] = device
+        run = run_for_audit(
+            run, columns | settings, _path(out), overwrite=overwrite, observer=observer
+        ).path
     return audit_run(
-        Path(run),
+        run,
         _path(out),
         data=_path(data),
         root=_path(root),

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class DuplicateGroup(NamedTuple):
+    """Samples that show the same picture."""
+
+    rows: tuple[int, ...]  # manifest rows, at least two, ascending
+    exact: bool  # same bytes; else the pictures look the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +30,10 @@ class AuditResult:
     top_probabilities: np.ndarray  # [M, k] float32
     exemplars: Mapping[int, np.ndarray]  # class -> manifest rows that are sure of it, best first
     summary: Mapping[str, Any]  # content of summary.json
-    duplicates: tuple[tuple[int, ...], ...] = ()  # groups of manifest rows
+    # manifest row of a leading suspect -> its given and its suggested class -> manifest rows that
+    # are sure of that class, nearest to the suspect first; empty without features
+    nearest: Mapping[int, Mapping[int, np.ndarray]] = field(default_factory=dict)
+    duplicates: tuple[DuplicateGroup, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

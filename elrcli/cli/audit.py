@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,26 +13,49 @@ import typer
 
 from elrcli.cli.options import (
     OUTPUT,
-    Device,
     Json,
-    LabelColumn,
-    PathColumn,
     Quiet,
-    Root,
-    SplitColumn,
+    given_settings,
+    was_given,
+    with_some_settings,
 )
-from elrcli.config import DATA
-from elrcli.errors import RunError
+from elrcli.config import AUDIT_SETTINGS, DATA, option_name
+from elrcli.errors import Interrupted
 
 CONFUSIONS = 5
 GATE_EXIT_CODE = 3
+COLUMN_SETTINGS = ("root", "path_column", "label_column", "split_column")  # also of --data
+TRAINING_SETTINGS = (
+    "val_fraction",
+    "backbone",
+    "pretrained",
+    "weights",
+    "small_input",
+    "mixup",
+    "ema",
+    "epochs",
+    "batch_size",
+    "lr",
+    "image_size",
+    "augment",
+    "flip",
+    "cache",
+    "workers",
+    "precision",
+    "seed",
+)
 
 
+@with_some_settings((*COLUMN_SETTINGS, *TRAINING_SETTINGS, "device"), AUDIT_SETTINGS)
 def audit(
+    context: typer.Context,
     target: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN]", help="Folder written by `elr train`.", show_default="newest in runs/"
+            metavar="RUN|DATA",
+            help="Folder written by `elr train`. Or images, one sub-folder per class or a CSV file:"
+            " then a run is trained first.",
+            show_default="newest in runs/",
         ),
     ] = None,
     out: Annotated[
@@ -38,11 +63,17 @@ def audit(
         typer.Option(
             "--out",
             "-o",
-            help="Folder to write.",
+            help="Folder to write; a run that is trained for it goes into its folder run.",
             rich_help_panel=OUTPUT,
             show_default="RUN/audit",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Train anew where --out holds a run.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     table_format: Annotated[
         Literal["csv", "parquet", "jsonl"],
         typer.Option("--format", help="Kind of the table.", rich_help_panel=OUTPUT),
@@ -98,47 +129,60 @@ def audit(
     truth_column: Annotated[
         str | None,
         typer.Option(
-            "--truth-column", help="Column of --truth with the true label.", rich_help_panel=DATA
+            "--truth-column",
+            help="Column with the true label, in --truth or in DATA.",
+            rich_help_panel=DATA,
         ),
     ] = None,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
-    root: Root = None,
-    device: Device = "auto",
+    **settings: Any,
 ) -> None:
-    """Rank the labels that a run disagrees with: table, summary, review page."""
-    from elrcli.run import RunFolder, newest_run
+    """Rank the labels that a run disagrees with: table, summary, review page.
 
-    run = newest_run() if target is None else target
-    if run.exists() and not (run / "config.json").is_file():
-        raise RunError(f"{run}: not a run. Train one first: elr train {run}")
-
+    Images need no run: one is trained for the audit.
+    """
     from elrcli import api
+    from elrcli.audit.quick import is_run
     from elrcli.cli import console
+    from elrcli.run import newest_run
 
-    with console.watch(quiet) as observer:
-        result = api.audit_labels(
-            run,
-            out=out,
-            data=data,
-            root=root,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            truth=truth,
-            truth_column=truth_column,
-            threshold=threshold,
-            format=table_format,
-            report=report,
-            report_images=report_images,
-            device=device,
-            observer=observer,
-        )
+    given = given_settings(context, settings)
+    target = newest_run() if target is None else target
+    trains = not is_run(target)
+    if not trains:
+        own = TRAINING_SETTINGS if data is not None else (*COLUMN_SETTINGS, *TRAINING_SETTINGS)
+        _refuse_with_run(context, target, [name for name in given if name in own])
+    elif data is not None:
+        raise typer.BadParameter(f"{target} is no run. Name one.", param_hint="--data")
+
+    try:
+        with console.watch(quiet) as observer:
+            result = api.audit_labels(
+                target,
+                out=out,
+                overwrite=overwrite,
+                data=data,
+                truth=truth,
+                truth_column=truth_column,
+                threshold=threshold,
+                format=table_format,
+                report=report,
+                report_images=report_images,
+                observer=observer,
+                **given,
+            )
+    except Interrupted as error:
+        if out is None:
+            raise
+        stopped = str(error).partition(" Continue with: ")[0]
+        again = shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        message = f"{stopped} Continue with: {again}"
+        raise Interrupted(message, error.exit_code - 128) from None
     summary = result.summary
     if not quiet:
-        table = (out or RunFolder(run).audit_folder) / f"audit.{table_format}"
-        console.say(*audit_lines(summary, table, report=report))
+        folder = out or Path(summary["run"]) / "audit"
+        console.say(*audit_lines(summary, folder / f"audit.{table_format}", report=report))
+        if trains:
+            console.say(*run_lines(Path(summary["run"])))
     if json_output:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     share = summary["estimated_error_rate"]
@@ -147,6 +191,17 @@ def audit(
             f"{share:.1%} of the labels are estimated to be wrong, more than {fail_above:.1%}."
         )
         raise typer.Exit(GATE_EXIT_CODE)
+
+
+def _refuse_with_run(context: typer.Context, run: Path, given: Collection[str]) -> None:
+    """A run has its own data and settings: nothing typed beside it may be ignored."""
+    others = [option_name(name) for name in given]
+    others += ["--overwrite"] if was_given(context, "overwrite") else []
+    if others:
+        raise typer.BadParameter(
+            f"{run} has its own data and settings. Leave out {', '.join(others)}.",
+            param_hint="RUN",
+        )
 
 
 def audit_lines(summary: Mapping[str, Any], table: Path, *, report: bool) -> list[str]:
@@ -174,6 +229,12 @@ def audit_lines(summary: Mapping[str, Any], table: Path, *, report: bool) -> lis
     if report:
         lines.append(f"  look at   {table.with_name('report.html')}")
     return lines
+
+
+def run_lines(run: Path) -> list[str]:
+    """Return where the run of an audit is, and what comes after the review."""
+    command = f"elr apply {shlex.quote(str(run))} decisions.csv --out corrected.csv"
+    return [f"  run       {run}", f"  next      {command}"]
 
 
 def _truth_figures(figures: Mapping[str, float | None]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ Json = Annotated[
 ]
 
 
-def _setting(name: str) -> Any:
+def _setting(name: str, *, has_own_default: bool = False) -> Any:
     """Return the `typer.Option` of one training setting."""
     spec = next(spec for spec in dataclasses.fields(TrainConfig) if spec.name == name)
     facts: Mapping[str, Any] = spec.metadata
@@ -37,7 +37,7 @@ def _setting(name: str) -> Any:
         extra = {"min": facts["low"], "max": facts["high"]}
     elif kind is tuple:
         extra = {"parser": _numbers, "metavar": "A,B,..."}
-    if facts["auto"]:
+    if facts["auto"] and not has_own_default:
         extra["show_default"] = facts["auto"]
     return typer.Option(
         flag,
@@ -80,20 +80,34 @@ Split = Annotated[
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option per training setting in place of its `**settings`."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    settings = [
-        inspect.Parameter(
-            spec.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_default(spec.default),
-            annotation=Annotated[_annotation(spec), _setting(spec.name)],
-        )
-        for spec in dataclasses.fields(TrainConfig)
-        if spec.name != "data"
-    ]
-    command.__signature__ = inspect.Signature(own + settings)  # type: ignore[attr-defined]
-    return command
+    names = [spec.name for spec in dataclasses.fields(TrainConfig) if spec.name != "data"]
+    return with_some_settings(names, {})(command)
+
+
+def with_some_settings(
+    names: Collection[str], defaults: Mapping[str, Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options for the settings in `names`, some with defaults of its own."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        settings = [
+            inspect.Parameter(
+                spec.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(defaults.get(spec.name, spec.default)),
+                annotation=Annotated[
+                    _annotation(spec), _setting(spec.name, has_own_default=spec.name in defaults)
+                ],
+            )
+            for spec in dataclasses.fields(TrainConfig)
+            if spec.name in names
+        ]
+        command.__signature__ = inspect.Signature(own + settings)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def given_settings(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:

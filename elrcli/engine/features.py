@@ -19,7 +19,7 @@ from elrcli.engine.device import Runtime
 from elrcli.errors import RunError
 from elrcli.models import Preprocessing, features_kept
 
-FEATURES = 128  # a random projection to so many numbers keeps distances within a few percent
+FEATURES = 256  # a random projection to so many numbers keeps distances within a few percent
 THUMBNAIL = 16  # pixels a side
 
 
@@ -27,7 +27,7 @@ THUMBNAIL = 16  # pixels a side
 class Features:
     """One line per manifest row; a row that was not read is all zeros."""
 
-    vectors: np.ndarray  # [N, 128] float16
+    vectors: np.ndarray  # [N, 256] float16
     thumbnails: np.ndarray  # [N, 256] uint8, grey, 16 x 16 pixels
 
     @classmethod
@@ -67,7 +67,7 @@ class Look(NamedTuple):
     """One batch of B images that could be read, on the CPU."""
 
     probs: np.ndarray  # [B, K] float32
-    vectors: np.ndarray  # [B, 128] float16
+    vectors: np.ndarray  # [B, 256] float16
     thumbnails: np.ndarray  # [B, 256] uint8
     batch: Batch
 
@@ -99,7 +99,7 @@ def look_at_images(
 
 
 def _projection(width: int) -> Tensor:
-    """Return [D, 128] that keeps the distances of vectors: zeros are added to narrow ones."""
+    """Return [D, 256] that keeps the distances of vectors: zeros are added to narrow ones."""
     if width <= FEATURES:
         return torch.eye(width, FEATURES)
     generator = torch.Generator().manual_seed(0)

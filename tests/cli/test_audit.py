@@ -7,9 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from elrcli.audit.quick import audit_config
 from elrcli.audit.report import headline
+from elrcli.config import AUDIT_SETTINGS, option_name
+from elrcli.errors import Interrupted
+from elrcli.run import RunFolder
 
 CALLS: list[dict[str, object]] = []  # what the audit was called with
+TRAININGS: list[dict[str, object]] = []  # what the training for an audit was called with
 
 SUMMARY = {
     "samples": 200,
@@ -31,15 +36,28 @@ def run(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/a")
     folder.mkdir(parents=True)
-    (folder / "config.json").touch()
+    (folder / "config.json").write_text('{"elr": "0.1.0"}')
 
     def audit_run(run, out, **options):
         options["observer"].progress("predict", 1, 1)
         CALLS.append({"run": run, "out": out} | options)
-        return SimpleNamespace(summary=SUMMARY)
+        return SimpleNamespace(summary=SUMMARY | {"run": str(run)})
 
     monkeypatch.setattr("elrcli.audit.audit_run", audit_run)
     return folder
+
+
+@pytest.fixture
+def photos(run, monkeypatch) -> Path:
+    """Images whose training gives `runs/my photos`."""
+
+    def run_for_audit(data, settings, out, **options):
+        TRAININGS.append({"data": data, "out": out, "settings": settings} | options)
+        return RunFolder(Path("runs/my photos"))
+
+    monkeypatch.setattr("elrcli.audit.quick.run_for_audit", run_for_audit)
+    Path("photos").mkdir()
+    return Path("photos")
 
 
 def test_a_short_summary_on_stderr(elr, run):
@@ -70,7 +88,7 @@ def test_figures_against_the_truth(elr, run, monkeypatch):
 def test_without_a_run_the_newest_is_taken(elr, run):
     newer = Path("runs/b")
     newer.mkdir()
-    (newer / "config.json").touch()
+    (newer / "config.json").write_text('{"elr": "0.1.0"}')
     os.utime(run / "config.json", ns=(1, 1))
     assert elr("audit").code == 0
     assert CALLS[-1]["run"] == newer
@@ -83,16 +101,17 @@ def test_no_run_at_all(elr, tmp_path, monkeypatch):
     assert outcome.err.startswith("error: runs: holds no run.")
 
 
-def test_data_instead_of_a_run_says_how_to_train(elr, tmp_path):
-    outcome = elr("audit", tmp_path)
+def test_a_missing_target(elr, tmp_path):
+    outcome = elr("audit", tmp_path / "missing")
     assert outcome.code == 1
-    assert outcome.err == f"error: {tmp_path}: not a run. Train one first: elr train {tmp_path}\n"
+    message = f"{tmp_path}/missing: no such file or folder. Name a run, or images to audit."
+    assert outcome.err == f"error: {message}\n"
 
 
 def test_json_on_stdout(elr, run):
     for quiet in ("--quiet", "-q"):
         outcome = elr("audit", run, "--json", quiet)
-        assert json.loads(outcome.out) == SUMMARY
+        assert json.loads(outcome.out) == SUMMARY | {"run": str(run)}
         assert outcome.err == ""
 
 
@@ -140,3 +159,131 @@ def test_defaults(elr, run):
     assert CALLS[-1]["out"] == Path("o")
     assert CALLS[-1]["report"] is True
     assert (CALLS[-1]["threshold"], CALLS[-1]["report_images"]) == (0.5, 500)
+
+
+# --- images instead of a run ---
+
+# option, value typed, setting of the training, its value
+TRAINING_OPTIONS = [
+    ("--root", "pics", "root", Path("pics")),
+    ("--path-column", "file", "path_column", "file"),
+    ("--label-column", "class", "label_column", "class"),
+    ("--split-column", "part", "split_column", "part"),
+    ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--backbone", "resnet18", "backbone", "resnet18"),
+    ("-b", "resnet18", "backbone", "resnet18"),
+    ("--pretrained", None, "pretrained", True),
+    ("--no-pretrained", None, "pretrained", False),
+    ("--weights", "w.safetensors", "weights", Path("w.safetensors")),
+    ("--small-input", None, "small_input", True),
+    ("--no-small-input", None, "small_input", False),
+    ("--mixup", None, "mixup", True),
+    ("--no-mixup", None, "mixup", False),
+    ("--ema", None, "ema", True),
+    ("--no-ema", None, "ema", False),
+    ("--epochs", "3", "epochs", 3),
+    ("-e", "3", "epochs", 3),
+    ("--batch-size", "16", "batch_size", 16),
+    ("--lr", "1e-3", "lr", 0.001),
+    ("--image-size", "64", "image_size", 64),
+    ("--augment", "strong", "augment", "strong"),
+    ("--flip", None, "flip", True),
+    ("--no-flip", None, "flip", False),
+    ("--cache", "disk", "cache", "disk"),
+    ("--workers", "0", "workers", 0),
+    ("--precision", "bf16", "precision", "bf16"),
+    ("--seed", "7", "seed", 7),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "setting", "expected"), TRAINING_OPTIONS)
+def test_an_option_reaches_the_training(elr, photos, option, value, setting, expected):
+    typed = [option] if value is None else [option, value]
+    outcome = elr("audit", photos, *typed)
+    assert outcome.code == 0, outcome.err
+    assert TRAININGS[-1]["settings"][setting] == expected
+    assert getattr(audit_config(photos, TRAININGS[-1]["settings"]), setting) == expected
+
+
+@pytest.mark.parametrize(("option", "value", "setting", "expected"), TRAINING_OPTIONS)
+def test_an_option_of_the_training_is_refused_with_a_run(
+    elr, run, option, value, setting, expected
+):
+    typed = [option] if value is None else [option, value]
+    outcome = elr("audit", run, *typed)
+    assert outcome.code == 2
+    message = f"runs/a has its own data and settings. Leave out {option_name(setting)}."
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize("target", ["runs/a", None])
+def test_everything_refused_is_named(elr, run, target):
+    typed = ["--epochs", "8", "--overwrite", "--root", "r"]
+    outcome = elr("audit", *([] if target is None else [target]), *typed)
+    assert outcome.code == 2
+    assert "Leave out --root, --epochs, --overwrite." in outcome.err
+
+
+def test_only_a_run_ranks_other_data(elr, photos):
+    outcome = elr("audit", photos, "--data", "others")
+    assert outcome.code == 2
+    assert "photos is no run. Name one." in outcome.err
+
+
+def test_the_defaults_of_the_training(elr, photos):
+    assert elr("audit", photos).code == 0
+    training = TRAININGS[-1]
+    assert (training["data"], training["out"], training["overwrite"]) == (photos, None, False)
+    config = audit_config(photos, training["settings"])
+    assert {name: getattr(config, name) for name in AUDIT_SETTINGS} == AUDIT_SETTINGS
+    assert CALLS[-1]["run"] == Path("runs/my photos")
+    page = " ".join(elr("audit", "--help").out.replace("│", " ").split())
+    for value in AUDIT_SETTINGS.values():
+        assert f"[default: {value}]" in page
+
+
+def test_what_both_take(elr, photos):
+    elr("audit", photos, "--out", "o", "--overwrite", "--device", "cpu", "--threshold", "0.7")
+    assert (TRAININGS[-1]["out"], TRAININGS[-1]["overwrite"]) == (Path("o"), True)
+    assert TRAININGS[-1]["settings"]["device"] == "cpu"
+    assert (CALLS[-1]["out"], CALLS[-1]["device"], CALLS[-1]["threshold"]) == (
+        Path("o"), "cpu", 0.7
+    )  # fmt: skip
+
+
+def test_the_truth_of_images_is_in_their_table_or_a_file(elr, photos):
+    elr("audit", photos, "--truth-column", "real")
+    assert TRAININGS[-1]["settings"]["truth_column"] == "real"
+    assert (CALLS[-1]["truth"], CALLS[-1]["truth_column"]) == (None, None)
+    Path("t.csv").touch()
+    elr("audit", photos, "--truth-column", "real", "--truth", "t.csv")
+    assert "truth_column" not in TRAININGS[-1]["settings"]
+    assert (CALLS[-1]["truth"], CALLS[-1]["truth_column"]) == (Path("t.csv"), "real")
+
+
+def test_the_last_lines_name_the_run_and_the_next_step(elr, photos):
+    outcome = elr("audit", photos)
+    assert outcome.out == ""
+    assert outcome.err.splitlines()[-4:] == [
+        "  table     runs/my photos/audit/audit.csv",
+        "  look at   runs/my photos/audit/report.html",
+        "  run       runs/my photos",
+        "  next      elr apply 'runs/my photos' decisions.csv --out corrected.csv",
+    ]
+    outcome = elr("audit", photos, "--json", "--quiet", "--fail-above", 0.05)
+    assert outcome.code == 3
+    assert json.loads(outcome.out)["run"] == "runs/my photos"
+    assert len(outcome.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_an_interruption_names_the_command_that_goes_on(elr, photos, monkeypatch, number, code):
+    def stop(*_, **__):
+        raise Interrupted("stopped. Continue with: elr train --resume r && elr audit r", number)
+
+    monkeypatch.setattr("elrcli.audit.quick.run_for_audit", stop)
+    outcome = elr("audit", photos, "--out", "my out", "--overwrite", "-e", 2)
+    command = "elr audit photos --out 'my out' -e 2"  # --overwrite would begin again
+    assert outcome == (code, "", f"error: stopped. Continue with: {command}\n")
+    outcome = elr("audit", photos)
+    assert outcome.err.endswith("elr train --resume r && elr audit r\n")

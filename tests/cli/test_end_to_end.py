@@ -121,3 +121,53 @@ def test_ctrl_c_saves_and_resume_goes_on(elr, folder, monkeypatch):
     assert outcome.code == 0
     assert outcome.out == "my run\n"
     assert len(read(Path("my run/metrics.csv"))) == 15
+
+
+def test_an_audit_without_a_run(elr, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    command = ("audit", "shapes", *SMALL, "--out", "checked", "--epochs", 2)
+    with start(*command, cwd=folder) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert err.splitlines()[-2:] == [
+        "  run       checked/run",
+        "  next      elr apply checked/run decisions.csv --out corrected.csv",
+    ]
+    files = sorted(path.name for path in Path("checked").iterdir())
+    assert files == ["audit.csv", "report.html", "run", "summary.json"]
+    assert len(read(Path("checked/audit.csv"))) == 60
+    assert len(read(Path("checked/run/metrics.csv"))) == 2
+
+    trained = Path("checked/run/model.safetensors").stat().st_mtime_ns
+    outcome = elr(*command, "--no-report")
+    assert outcome.code == 0
+    assert "checked/run: trained before, used as it is\n" in outcome.err
+    assert Path("checked/run/model.safetensors").stat().st_mtime_ns == trained
+    outcome = elr("audit", "checked/run", "--no-report", "--quiet")  # a run like any other
+    assert outcome == (0, "", "")
+
+    outcome = elr(*command[:-1], 1)
+    assert outcome.code == 1
+    assert "checked/run: holds a run with other settings (epochs 2, not 1)." in outcome.err
+    assert elr(*command[:-1], 1, "--overwrite", "--no-report", "-q").code == 0
+    assert len(read(Path("checked/run/metrics.csv"))) == 1
+
+
+def test_ctrl_c_in_an_audit_and_the_same_again(elr, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    command = ("audit", "test", *SMALL, "-e", 15, "-o", "my audit", "--no-report")
+    with start(*command, "--overwrite", cwd=folder) as process:
+        for line in process.stderr:
+            if line.split()[0] == "2/15":
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    again = "elr " + " ".join(map(str, command)).replace("my audit", "'my audit'")
+    assert err.splitlines()[-1] == f"error: stopped by SIGINT. Continue with: {again}"
+    outcome = elr(*command)
+    assert outcome.code == 0
+    assert "my audit/run: goes on from its last epoch" in outcome.err
+    assert len(read(Path("my audit/run/metrics.csv"))) == 15

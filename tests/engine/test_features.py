@@ -53,7 +53,7 @@ def test_the_same_picture_has_the_same_features_another_one_has_others(shapes):
 
 
 def test_projected_features_keep_their_length_nearly(shapes):
-    looks, _ = look_at(shapes)  # 512 features become 128
+    looks, _ = look_at(shapes)  # 512 features become 256
     lengths = np.linalg.norm(looks[0].vectors.astype(float), axis=1)
     assert looks[0].vectors.shape == (3, FEATURES)
     assert (np.abs(lengths - 1) < 0.3).all()

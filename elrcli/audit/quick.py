@@ -1,0 +1,113 @@
+"""An audit without a run: train one that is made for it, or take up the one that is there."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from elrcli.config import AUDIT_SETTINGS, TrainConfig, option_name
+from elrcli.data.manifest import draw_validation, load_data, manifest_text
+from elrcli.engine.fit import fit, resume
+from elrcli.engine.observer import Observer
+from elrcli.errors import ConfigError, DataError, Interrupted, RunError
+from elrcli.run import RunFolder
+
+DATA_SETTINGS = ("root", "path_column", "label_column", "split_column")
+MACHINE_SETTINGS = ("cache", "device", "workers")  # nothing in a finished run depends on them
+
+
+def is_run(path: Path) -> bool:
+    """Tell a run from data: other programs write a `config.json`, too."""
+    try:
+        return "elr" in RunFolder(path).config()
+    except RunError:
+        return False
+
+
+def audit_config(data: Path, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return how a run for an audit is trained; `settings` win over AUDIT_SETTINGS."""
+    return TrainConfig(**{**AUDIT_SETTINGS, **settings, "data": data})
+
+
+def run_for_audit(
+    data: Path,
+    settings: Mapping[str, Any],
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> RunFolder:
+    """Return a finished run on `data`, in `out/run` or in a new folder under `runs/`.
+
+    A run that is in `out/run` already is reused if `settings` and data are the same, after its
+    training has been finished where it was interrupted; `overwrite` trains it anew.
+    """
+    observer = observer or Observer()
+    config = audit_config(data, settings)
+    if not data.exists():
+        raise DataError(f"{data}: no such file or folder. Name a run, or images to audit.")
+    if is_run(data / "run"):
+        raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
+    if out is None and overwrite:
+        raise ConfigError("--overwrite: needs --out DIR. Without it every run is a new one.")
+    run = RunFolder(_new_path(data) if out is None else out / "run")
+    is_there = out is not None and not overwrite and is_run(run.path)
+    if is_there:
+        is_finished = run.model_file.is_file() and run.features_file.is_file()
+        ignored = {*DATA_SETTINGS, *(MACHINE_SETTINGS if is_finished else ())}
+        _check_same(run, config, {*AUDIT_SETTINGS, *settings} - ignored)
+        if is_finished:
+            observer.note(f"{run.path}: trained before, used as it is")
+            return run
+        observer.note(f"{run.path}: goes on from its last epoch")
+    try:
+        if is_there:
+            return resume(run.path, observer=observer)
+        return fit(config, run.path, overwrite=overwrite, observer=observer)
+    except Interrupted as error:
+        command = ["elr", "audit", str(run.path)] + ([] if out is None else ["--out", str(out)])
+        raise Interrupted(f"{error} && {shlex.join(command)}", error.exit_code - 128) from None
+
+
+def _new_path(data: Path) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(os.path.abspath(data)).stem}-audit-{stamp}"
+
+
+def _check_same(run: RunFolder, config: TrainConfig, asked: Collection[str]) -> None:
+    """Raise RunError unless the run was made with the settings `asked` and the same data."""
+    remedy = "Add --overwrite, or choose another --out."
+    made = run.train_config()
+    differences = other_settings(made, config, asked)
+    if differences:
+        raise RunError(f"{run.path}: holds a run with other settings ({differences}). {remedy}")
+    listed = load_data(
+        config.data,
+        root=config.root,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        split_column=config.split_column,
+        truth_column=made.truth_column,
+    )
+    now, before = draw_validation(listed, made.val_fraction, made.seed), run.manifest()
+    if now.root != before.root or manifest_text(now) != manifest_text(before):
+        raise RunError(
+            f"{run.path}: was trained on other data, or {config.data} has changed. {remedy}"
+        )
+
+
+def other_settings(made: TrainConfig, wanted: TrainConfig, asked: Collection[str]) -> str:
+    """Return how a run differs in the settings `asked`, such as `epochs 8, not 12`.
+
+    Where None is wanted, the choice was left to the run.
+    """
+    differences = []
+    for name in sorted(asked):
+        has, wants = getattr(made, name), getattr(wanted, name)
+        if wants is not None and has != wants:
+            differences.append(f"{option_name(name).removeprefix('--')} {has}, not {wants}")
+    return ", ".join(differences)
