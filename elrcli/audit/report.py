@@ -12,8 +12,8 @@ import io
 import json
 import math
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +22,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from elrcli.audit.result import AuditResult
+from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.data.images import ImageProblem, read_image
 from elrcli.data.manifest import SPLITS, Manifest
 
 HERE = Path(__file__).parent
 SCRIPTS = ("report_logic.js", "report_summary.js", "report_review.js")
 EXEMPLARS = 4  # pictures beside a suspect, per class
+POOL = 24  # exemplars of a class on the whole page: each costs its bytes and a decoding
 MATRIX_CLASSES = 20  # a larger heat map cannot be read
 CONFUSED_PAIRS = 30
 DUPLICATE_GROUPS = 60
+INDEX_BYTES = 80  # of the references from a suspect to its pictures
+TWINS = 12  # of a group: the most suspicious; a placeholder picture may be there a thousand times
 UNREADABLE = 200
 HISTOGRAM_BINS = 20
 SAMPLED = 12  # pictures that tell how large the others will be
@@ -68,10 +71,12 @@ class Picture(NamedTuple):
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    suspects: list[Picture]  # of the leading suspects; fewer than asked if the budget is spent
-    exemplars: dict[int, list[Picture]]
+class _Suspect(NamedTuple):
+    """A sample on the page, as manifest rows."""
+
+    row: int
+    given: Sequence[int]  # exemplars of its given class
+    suggested: Sequence[int]
 
 
 def render_report(
@@ -87,14 +92,14 @@ def render_report(
     Pictures become as large as `max_bytes` allows; if even the smallest are too many, the least
     suspicious samples are left out.
     """
-    content = _overall(result, manifest, curves_svg)
-    positions = _positions(result, manifest, max_suspects)
-    frame = _page(content | _items(result, manifest, positions), result.summary)
-    pictures = _fit_pictures(result, manifest, positions, max_bytes - len(frame.encode()))
-    positions = positions[: len(pictures.suspects)]
-    content |= _items(result, manifest, positions)
-    content["pictures"] = pictures.suspects
-    content["exemplars"] = pictures.exemplars
+    groups = _duplicates(result, manifest)
+    positions = _positions(result, groups, max_suspects)
+    suspects = _suspects(result, positions)
+    content = _overall(result, manifest, groups, curves_svg)
+    frame = _page(content | _items(result, manifest, positions, groups), result.summary)
+    shown, pictures = _fit_pictures(manifest, suspects, max_bytes - len(frame.encode()))
+    content |= _items(result, manifest, positions[:shown], groups)
+    content |= _gallery(manifest, suspects[:shown], pictures)
     return _page(content, result.summary)
 
 
@@ -103,16 +108,22 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
     samples, flagged = int(summary["samples"]), int(summary["flagged"])
     errors = summary["estimated_errors"]
     estimate, low, high = (round(float(errors[name])) for name in ("estimate", "low", "high"))
-    if estimate == 0:
+    rate = _percent(float(summary["estimated_error_rate"]))
+    detail = f"{rate} of all labels, between {low:,} and {high:,} with 90% confidence."
+    if estimate == 0 and high <= 0.01 * samples:
         first = f"Hardly any of {samples:,} labels looks wrong"
-    else:
+    elif high - low <= max(estimate, 1):
         verb = "is" if estimate == 1 else "are"
         first = f"About {estimate:,} of {samples:,} labels {verb} wrong"
-    rate = _percent(float(summary["estimated_error_rate"]))
+    else:  # one number would claim too much
+        span = f"Between {low:,} and {high:,}" if low else f"Up to {high:,}"
+        first = f"{span} of {samples:,} labels may be wrong"
+        detail = f"Best estimate: {estimate:,}, {detail}"
+    if flagged == 0:
+        return first, f"{detail} None reaches the threshold of {float(summary['threshold']):g}."
     verb = "is" if flagged == 1 else "are"
     return first, (
-        f"{rate} of all labels, between {low:,} and {high:,} with 90% confidence."
-        f" {flagged:,} {verb} flagged: wrong with a probability of at least"
+        f"{detail} {flagged:,} {verb} flagged: wrong with a probability of at least"
         f" {float(summary['threshold']):g}."
     )
 
@@ -152,41 +163,100 @@ def _data_uri(kind: str, content: bytes) -> str:
 # --- which samples, how large ---
 
 
-def _positions(result: AuditResult, manifest: Manifest, max_suspects: int) -> list[int]:
+def _duplicates(result: AuditResult, manifest: Manifest) -> list[tuple[bool, DuplicateGroup]]:
+    """Return (labels differ, group): different labels first, then the same files."""
+    groups = [
+        (len(set(manifest.labels[list(group.rows)])) > 1, group) for group in result.duplicates
+    ]
+    return sorted(groups, key=lambda pair: (not pair[0], not pair[1].exact))
+
+
+def _positions(
+    result: AuditResult, groups: Sequence[tuple[bool, DuplicateGroup]], max_suspects: int
+) -> list[int]:
     """Return the positions in the ranking to show: the first ones, then contradicting twins."""
     first = min(max_suspects, len(result))
-    groups = _contradictions(result, manifest)[:DUPLICATE_GROUPS]
-    position_of = {int(row): i for i, row in enumerate(result.rows)} if groups else {}
-    twins = sorted({position_of[row] for group in groups for row in group if row in position_of})
-    return [*range(first), *(i for i in twins if i >= first)]
+    twins: set[int] = set()
+    for differs, group in groups[:DUPLICATE_GROUPS]:
+        if differs:
+            ranked = np.flatnonzero(np.isin(result.rows, group.rows))
+            twins.update(ranked[:TWINS].tolist())
+    return [*range(first), *sorted(i for i in twins if i >= first)]
 
 
-def _contradictions(result: AuditResult, manifest: Manifest) -> list[tuple[int, ...]]:
-    """Return the groups of duplicates (manifest rows) whose given labels differ."""
-    return [group for group in result.duplicates if len(set(manifest.labels[list(group)])) > 1]
+def _suspects(result: AuditResult, positions: Sequence[int]) -> list[_Suspect]:
+    """Return the samples at `positions`, each with four exemplars of both of its classes.
+
+    Those are its nearest ones in the class's pool, filled up with others of the pool. Neither the
+    suspect itself nor its duplicates are among them.
+    """
+    chosen = list(positions)
+    rows, given, suggested = (
+        column[chosen].tolist() for column in (result.rows, result.labels, result.suggested)
+    )
+    picture_of = {row: group.rows[0] for group in result.duplicates for row in group.rows}
+
+    def others(suspect: int, candidates: Iterable[int]) -> list[int]:
+        seen = {picture_of.get(suspect, suspect): suspect}
+        for row in map(int, candidates):
+            seen.setdefault(picture_of.get(row, row), row)
+        return list(seen.values())[1:]
+
+    nearest = {
+        (row, label): others(row, result.nearest.get(row, {}).get(label, ()))
+        for row, pair in zip(rows, zip(given, suggested, strict=True), strict=True)
+        for label in pair
+    }
+    pools = _pools(nearest, result.exemplars)
+
+    def exemplars(row: int, label: int) -> list[int]:
+        pool = pools[label]
+        near = [other for other in nearest[row, label] if other in pool]
+        return others(row, [*near, *pool])[:EXEMPLARS]
+
+    return [
+        _Suspect(row, exemplars(row, label), exemplars(row, other))
+        for row, label, other in zip(rows, given, suggested, strict=True)
+    ]
+
+
+def _pools(
+    nearest: Mapping[tuple[int, int], Sequence[int]], exemplars: Mapping[int, np.ndarray]
+) -> dict[int, list[int]]:
+    """Return per class the rows that most suspects are near to, then those surest of the class.
+
+    `nearest` holds the exemplars of (suspect, class), nearest first.
+    """
+    votes: dict[int, Counter[int]] = defaultdict(Counter)
+    for place in range(EXEMPLARS):  # by place: among equal counts the nearest come first
+        for (_, label), rows in nearest.items():
+            votes[label].update(rows[place : place + 1])
+    pools = {}
+    for label, counts in votes.items():
+        wanted = [row for row, _ in counts.most_common(POOL)]
+        surest = map(int, exemplars.get(label, ()))
+        pools[label] = list(dict.fromkeys([*wanted, *surest]))[:POOL]
+    return pools
 
 
 def _fit_pictures(
-    result: AuditResult, manifest: Manifest, positions: Sequence[int], budget: int
-) -> _Pictures:
-    """Embed the pictures at the largest sizes that fit into `budget` bytes."""
-    suspects = [int(row) for row in result.rows[list(positions)]]
-    shown = set(suspects)
-    classes = [(int(result.labels[i]), int(result.suggested[i])) for i in positions]
-    exemplars = {
-        label: [int(row) for row in result.exemplars.get(label, ()) if int(row) not in shown]
-        for label in sorted({label for pair in classes for label in pair})
-    }
-    exemplars = {label: rows[:EXEMPLARS] for label, rows in exemplars.items()}
-    beside = [row for rows in exemplars.values() for row in rows]
+    manifest: Manifest, suspects: Sequence[_Suspect], budget: int
+) -> tuple[int, dict[int, Picture]]:
+    """Return how many suspects fit into `budget` bytes, and pictures by manifest row.
+
+    The largest sizes at which all of them fit are taken.
+    """
+    large = [suspect.row for suspect in suspects]
+    beside = {row for _, *pair in suspects for rows in pair for row in rows}
+    small = sorted(beside - set(large))
     for sizes in LADDER:
-        estimate = _estimate(manifest, suspects, sizes.suspect)
-        estimate += _estimate(manifest, beside, sizes.exemplar)
+        estimate = _estimate(manifest, large, sizes.suspect)
+        estimate += _estimate(manifest, small, sizes.exemplar)
         if estimate <= budget:
-            pictures = _embed(manifest, suspects, classes, exemplars, sizes, budget)
-            if len(pictures.suspects) == len(suspects):
-                return pictures
-    return _embed(manifest, suspects, classes, exemplars, LADDER[-1], budget)
+            shown, pictures = _embed(manifest, suspects, sizes, budget)
+            if shown == len(suspects):
+                return shown, pictures
+    return _embed(manifest, suspects, LADDER[-1], budget)
 
 
 def _estimate(manifest: Manifest, rows: Sequence[int], side: int) -> float:
@@ -194,43 +264,43 @@ def _estimate(manifest: Manifest, rows: Sequence[int], side: int) -> float:
     if not rows:
         return 0.0
     sample = rows[:: math.ceil(len(rows) / SAMPLED)]
-    costs = [_cost(load_picture(manifest.file(row), side)) for row in sample]
+    costs = [_cost(load_picture(manifest.file(row), side), manifest.paths[row]) for row in sample]
     return len(rows) * sum(costs) / len(costs)
 
 
 def _embed(
-    manifest: Manifest,
-    suspects: Sequence[int],
-    classes: Sequence[tuple[int, int]],
-    exemplars: Mapping[int, Sequence[int]],
-    sizes: Sizes,
-    budget: int,
-) -> _Pictures:
-    """Embed suspects in order, each with the exemplars of its classes, until `budget` is spent."""
-    pictures = _Pictures([], {})
-    for row, pair in zip(suspects, classes, strict=True):
-        suspect = load_picture(manifest.file(row), sizes.suspect)
-        beside = {
-            label: [load_picture(manifest.file(i), sizes.exemplar) for i in exemplars[label]]
-            for label in set(pair) - pictures.exemplars.keys()
+    manifest: Manifest, suspects: Sequence[_Suspect], sizes: Sizes, budget: int
+) -> tuple[int, dict[int, Picture]]:
+    """Load suspects in order, each with its exemplars, until `budget` is spent."""
+    large = {suspect.row for suspect in suspects}
+    pictures: dict[int, Picture] = {}
+    for shown, suspect in enumerate(suspects):
+        wanted = {suspect.row, *suspect.given, *suspect.suggested} - pictures.keys()
+        new = {
+            row: load_picture(manifest.file(row), sizes.suspect if row in large else sizes.exemplar)
+            for row in sorted(wanted)
         }
-        budget -= _cost(suspect) + sum(_cost(p) for group in beside.values() for p in group)
+        budget -= sum(_cost(picture, manifest.paths[row]) for row, picture in new.items())
+        budget -= INDEX_BYTES
         if budget < 0:
-            break
-        pictures.suspects.append(suspect)
-        for label, group in beside.items():
-            pictures.exemplars[label] = [picture for picture in group if picture.uri]
-    return pictures
+            return shown, pictures
+        pictures |= new
+    return len(suspects), pictures
 
 
-def _cost(picture: Picture) -> int:
-    return len(picture.uri) + 2 * len(picture.problem) + 32  # JSON around it
+def _cost(picture: Picture, path: str) -> int:
+    return len(_script_json([*picture, path])) + 1
 
 
 # --- content ---
 
 
-def _overall(result: AuditResult, manifest: Manifest, curves_svg: str | None) -> dict[str, Any]:
+def _overall(
+    result: AuditResult,
+    manifest: Manifest,
+    groups: Sequence[tuple[bool, DuplicateGroup]],
+    curves_svg: str | None,
+) -> dict[str, Any]:
     """Return what the page says about the whole data set, with class ids for names."""
     summary = result.summary
     class_ids = {name: i for i, name in enumerate(manifest.classes)}
@@ -258,10 +328,10 @@ def _overall(result: AuditResult, manifest: Manifest, curves_svg: str | None) ->
     ]
     counts = np.histogram(result.error_probability, bins=HISTOGRAM_BINS, range=(0.0, 1.0))[0]
     unreadable = list(summary.get("unreadable", ()))
-    contradictions = _contradictions(result, manifest)
     return {
         "key": f"elr-review-{_identity(result, manifest)}",
         "run": _text(summary.get("run", "")),
+        "appliesToRun": bool(summary.get("applies_to_run", True)),
         "about": {
             name: _text(summary[name])
             for name in ("version", "backbone", "method", "epochs")
@@ -276,26 +346,40 @@ def _overall(result: AuditResult, manifest: Manifest, curves_svg: str | None) ->
         "confused": confused[:CONFUSED_PAIRS],
         "matrix": _matrix(summary.get("noise_matrix"), manifest),
         "histogram": counts.tolist(),
-        "duplicates": len(result.duplicates),
-        "contradictions": len(contradictions),
+        "duplicates": {
+            "exact": sum(group.exact for _, group in groups),
+            "alike": sum(not group.exact for _, group in groups),
+            "differ": sum(differs for differs, _ in groups),
+        },
         "unreadable": len(unreadable),
         "unreadableShown": [
             [_text(row["path"]), _text(row["reason"])] for row in unreadable[:UNREADABLE]
         ],
         "curves": None if curves_svg is None else _data_uri("image/svg+xml", curves_svg.encode()),
+        "hasNearest": bool(result.nearest),
         "pictures": [],
-        "exemplars": {},
+        "gallery": [],
     }
 
 
-def _items(result: AuditResult, manifest: Manifest, positions: Sequence[int]) -> dict[str, Any]:
+def _items(
+    result: AuditResult,
+    manifest: Manifest,
+    positions: Sequence[int],
+    groups: Sequence[tuple[bool, DuplicateGroup]],
+) -> dict[str, Any]:
     """Return the samples at `positions` of the ranking, and a count of those left out."""
     chosen = list(positions)
     probability = result.error_probability.astype(np.float64)
     item_of = {int(result.rows[i]): item for item, i in enumerate(chosen)}
-    twins = [
-        [item_of[row] for row in group if row in item_of]
-        for group in _contradictions(result, manifest)[:DUPLICATE_GROUPS]
+    twins: list[dict[str, Any]] = [
+        {
+            "exact": group.exact,
+            "differ": differs,
+            "count": len(group.rows),
+            "items": sorted(item_of[row] for row in group.rows if row in item_of)[:TWINS],
+        }
+        for differs, group in groups
     ]
     return {
         "items": [
@@ -317,12 +401,26 @@ def _items(result: AuditResult, manifest: Manifest, positions: Sequence[int]) ->
             }
             for i in chosen
         ],
-        "twins": [group for group in twins if len(group) > 1],
+        "twins": [group for group in twins if len(group["items"]) > 1][:DUPLICATE_GROUPS],
         "rest": {
             "count": len(result) - len(chosen),
             "flagged": int(result.flagged.sum() - result.flagged[chosen].sum()),
             "expected": _number(probability.sum() - probability[chosen].sum()),
         },
+    }
+
+
+def _gallery(
+    manifest: Manifest, suspects: Sequence[_Suspect], pictures: Mapping[int, Picture]
+) -> dict[str, Any]:
+    """Return all pictures once, and for every suspect the places of its own and its exemplars."""
+    place = {row: i for i, row in enumerate(pictures)}
+    return {
+        "pictures": [[*picture, manifest.paths[row]] for row, picture in pictures.items()],
+        "gallery": [
+            [place[row], *([place[i] for i in rows if pictures[i].uri] for rows in beside)]
+            for row, *beside in suspects
+        ],
     }
 
 
@@ -402,7 +500,7 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-def _script_json(content: Mapping[str, Any]) -> str:
+def _script_json(content: Any) -> str:
     """Return JSON that cannot end a script element; characters beyond ASCII are escaped."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -9,18 +9,26 @@ const data = JSON.parse(byId("data").textContent);
 byId("data").remove(); // up to 25 MB that nobody needs twice
 const { classes } = data;
 const classIds = new Map(classes.map((name, id) => [name, id]));
-const items = data.items.map((item, index) => ({
-  ...item,
-  index,
-  picture: data.pictures[index],
-  twins: data.twins
-    .filter((group) => group.includes(index))
-    .flat()
-    .filter((i) => i !== index),
-}));
+const items = data.items.map((item, index) => {
+  const [picture, given, suggested] = data.gallery[index];
+  return {
+    ...item,
+    index,
+    picture: data.pictures[picture],
+    examples: [
+      [item.label, given.map((place) => data.pictures[place])],
+      [item.suggested, suggested.map((place) => data.pictures[place])],
+    ],
+    twins: data.twins.filter((group) => group.items.includes(index)),
+  };
+});
 const itemOf = new Map(items.map((item) => [item.path, item]));
+const exampleOf = new Map(); // class id -> a picture that is surely of that class
+for (const [label, [picture]] of items.flatMap((item) => item.examples))
+  if (picture && !exampleOf.has(label)) exampleOf.set(label, picture);
 
-const DECISIONS = ["keep", "relabel", "remove", "unsure"];
+const WORDS = { keep: "kept", relabel: "changed", remove: "removed", unsure: "unsure" };
+const DECISIONS = Object.keys(WORDS);
 const COLUMNS = ["path", "label", "decision", "new_label"];
 const PRIOR = 10; // errors for which the prediction is trusted before the review has a say
 const AHEAD = 20; // suspects that the advice looks at
@@ -40,10 +48,12 @@ function percent(share) {
   return `${value > 0 && value < 9.95 ? value.toFixed(1) : Math.round(value)}%`;
 }
 
+/** Say what the pictures of a group of duplicates have in common. */
+const likeness = (group) => (group.exact ? "Same file" : "Looks the same");
+
 function describe(entry) {
   if (!entry) return "open";
-  if (entry.decision === "relabel") return `→ ${entry.newLabel}`;
-  return { keep: "kept", remove: "removed", unsure: "unsure" }[entry.decision];
+  return entry.decision === "relabel" ? `→ ${entry.newLabel}` : WORDS[entry.decision];
 }
 
 // --- the review in numbers ---
@@ -108,7 +118,8 @@ function advise(stats, upcoming) {
   const expected = `about ${plural(hits, "error")} in ${next}.`;
   if (share < 0.1) return `You can stop: only ${expected}`;
   if (share < 0.5) return `Still worth a look: ${expected}`;
-  if (stats.judged >= 30 && stats.precision >= 0.97 && upcoming.length === AHEAD)
+  const isClear = stats.judged >= 30 && stats.precision >= 0.97 && upcoming.length === AHEAD;
+  if (isClear && data.appliesToRun)
     return "Nearly all are errors: elr apply --accept-above 0.9 could take the rest.";
   return `Go on: ${expected}`;
 }

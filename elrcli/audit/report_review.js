@@ -135,11 +135,12 @@ function openItem(index) {
 }
 
 /** Show a message in place of the advice for a while; screen readers say it. */
-function say(text) {
-  byId("message").textContent = text;
-  byId("message").title = text;
+function say(...parts) {
+  const message = byId("message");
+  message.replaceChildren(...parts);
+  message.title = message.textContent;
   clearTimeout(say.timer);
-  say.timer = setTimeout(() => (byId("message").textContent = ""), 2500 + 40 * text.length);
+  say.timer = setTimeout(() => message.replaceChildren(), 2500 + 40 * message.title.length);
 }
 
 // --- actions: decide ---
@@ -170,8 +171,8 @@ function decide(choose) {
   state.history.push({ focus: chosen[0].path, before });
   store();
   advance(chosen.at(-1));
-  const what = before.length === 1 ? last.label : `${number(before.length)} samples`;
-  say(`${what} ${describe(last)}. Z undoes.`);
+  if (before.length === 1) say(h("bdi", last.label), " ", h("bdi", describe(last)), ". Z undoes.");
+  else say(`${number(before.length)} samples decided. Z undoes.`);
 }
 
 const keep = () => decide(() => ["keep"]);
@@ -307,7 +308,14 @@ function bar(share, role = "plain") {
 }
 
 const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-const applyCommand = () => `elr apply ${quoted(data.run)} decisions.csv --out corrected.csv`;
+
+/** Say what to do with decisions.csv. */
+function howToApply() {
+  if (!data.appliesToRun)
+    return ["decisions.csv lists the changes for this data, which is not that of the run."];
+  const command = `elr apply ${quoted(data.run)} decisions.csv --out corrected.csv`;
+  return ["Then write the corrected data: ", h("code.command", command)];
+}
 
 // --- drawing: the page ---
 
@@ -440,11 +448,16 @@ function drawItem(item) {
     ` · rank ${number(item.rank)} · ${item.split} · `,
     h("span.path", { title: item.path }, item.path),
   );
-  drawSide("given", item.label, "Labelled");
-  drawSide("suggested", item.suggested, "Looks like");
+  drawSide("given", "Labelled", item.examples[0]);
+  drawSide("suggested", "Looks like", item.examples[1]);
+  byId("suggested").hidden = !isDoubted(item);
   byId("top").replaceChildren(...item.top.map((_, place) => drawCandidate(item, place)));
   byId("twins-section").hidden = item.twins.length === 0;
-  byId("twins").replaceChildren(...item.twins.map(drawTwin));
+  const twins = item.twins.map((group) => {
+    const others = group.items.filter((index) => index !== item.index);
+    return drawTwins(likeness(group), others);
+  });
+  byId("twins").replaceChildren(...twins);
 }
 
 /** Enlarge the picture to its frame, but a tiny one only so far that it can still be recognised. */
@@ -460,11 +473,14 @@ function fitPicture() {
   image.classList.toggle("pixelated", scale > PIXELATED);
 }
 
-function drawSide(id, label, title) {
-  const alt = `Example of ${classes[label]}`;
-  const examples = (data.exemplars[label] ?? []).map((picture) => thumbnail(picture, alt, 110));
+function drawSide(id, title, [label, pictures]) {
+  const examples = pictures.map((picture) => {
+    const image = thumbnail(picture, `Example of ${classes[label]}`, 110);
+    image.title = picture[4]; // its path
+    return image;
+  });
   byId(id).replaceChildren(
-    h("h2", h("span", title), className(label, id)),
+    h("h3", h("span", title), className(label, id)),
     examples.length ? h("div.four", ...examples) : h("p.hint", "No sure example of this class."),
   );
 }
@@ -482,6 +498,9 @@ function drawCandidate(item, place) {
   );
   return h("li", button);
 }
+
+const drawTwins = (title, indices) =>
+  h("figure", h("figcaption.hint", title), h("div.twins", ...indices.map(drawTwin)));
 
 function drawTwin(index) {
   const item = items[index];
@@ -518,10 +537,11 @@ function drawFinished(stats) {
   }
   if (state.queue.length) offer("Look at them again", lookAgain);
   const notes = [];
-  if (state.decisions.size) notes.push(["Then write the corrected data:", applyCommand()]);
+  if (state.decisions.size) notes.push(h("p.hint", ...howToApply()));
   if (data.rest.flagged) {
-    const outside = `${number(data.rest.flagged)} more are flagged, but not on this page. All of them:`;
-    notes.push([outside, `elr audit ${quoted(data.run)} --report-images ${data.flagged}`]);
+    const more = `${number(data.rest.flagged)} more are flagged, but not on this page.`;
+    const option = h("code.command", `--report-images ${data.flagged}`);
+    notes.push(h("p.hint", `${more} The audit shows all of them with `, option));
   }
   byId("finished").replaceChildren(
     h(
@@ -532,7 +552,7 @@ function drawFinished(stats) {
         `${stats.judged ? found : ""}About ${plural(stats.left, "error")} left in all the data.`,
       ),
       h("div.row", ...buttons),
-      ...notes.map(([text, command]) => h("p.hint", `${text} `, h("code.command", command))),
+      ...notes,
     ),
   );
 }
@@ -668,7 +688,7 @@ function searchPick() {
     h(
       "li",
       { id: `pick-${i}`, role: "option", onclick: () => takePick(id) },
-      thumbnail(data.exemplars[id]?.[0] ?? [""], "", 40),
+      thumbnail(exampleOf.get(id) ?? [""], "", 40),
       h("span.name", classes[id]),
     ),
   );
@@ -845,8 +865,7 @@ function fillFilters() {
   const splits = count((item) => item.split);
   byId("split-filter").hidden = splits.length < 2;
   fill("split", [["", "any split"], ...splits.map(([split, n]) => [split, `${split} (${n})`])]);
-  const decisions = { keep: "kept", relabel: "changed", remove: "removed", unsure: "unsure" };
-  fill("decision", [["", "any decision"], ["open", "open"], ...Object.entries(decisions)]);
+  fill("decision", [["", "any decision"], ["open", "open"], ...Object.entries(WORDS)]);
 }
 
 function start() {
@@ -855,7 +874,8 @@ function start() {
   fillFilters();
   refilter();
   drawSummary();
-  byId("apply-command").textContent = applyCommand();
+  byId("how-to-apply").replaceChildren(...howToApply());
+  byId("beside-title").textContent = data.hasNearest ? "Nearest sure examples" : "Sure examples";
   listen();
   setView(hashView());
 }

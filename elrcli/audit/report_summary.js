@@ -55,7 +55,7 @@ function matrixCell(truth, given, p, highest) {
   );
   const heat = isRight || p === null ? 0 : (p / highest) ** 0.7; // small shares stay visible
   button.style.setProperty("--heat", `${Math.round(100 * heat)}%`);
-  button.classList.toggle("hot", heat > 0.7);
+  button.classList.toggle("hot", heat > 0.78); // there white reads better than black
   button.classList.toggle("diagonal", isRight);
   button.onclick = () => (isRight ? reviewClass(given) : reviewPair(given, truth));
   return h("td", button);
@@ -174,7 +174,11 @@ function drawClasses() {
 
 function drawDuplicates() {
   byId("duplicates-card").hidden = data.twins.length === 0;
-  const groups = data.twins.map((group) => h("div.twins", ...group.map(drawTwin)));
+  const groups = data.twins.map((group) => {
+    const kind = `${likeness(group)}, ${group.differ ? "different labels" : "same label"}`;
+    const more = group.count > group.items.length ? ` (${number(group.count)} images)` : "";
+    return drawTwins(kind + more, group.items);
+  });
   byId("duplicates").replaceChildren(...groups);
 }
 
@@ -214,9 +218,11 @@ function drawAbout() {
   facts.push(["Samples", number(data.samples)], ["Classes", number(classes.length)]);
   const more = rest.count ? `, without ${number(rest.count)} less suspicious ones` : "";
   facts.push(["On this page", plural(items.length, "sample") + more]);
-  if (data.duplicates) {
-    const split = `${number(data.contradictions)} with different labels`;
-    facts.push(["Duplicates", `${plural(data.duplicates, "group")}, ${split}`]);
+  const { exact, alike, differ } = data.duplicates;
+  if (exact + alike) {
+    const kinds = `${number(exact)} same file, ${number(alike)} looks the same`;
+    const groups = plural(exact + alike, "group");
+    facts.push(["Duplicates", `${groups}: ${kinds}; ${number(differ)} with different labels`]);
   }
   drawFacts("about", facts);
 }

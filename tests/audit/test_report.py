@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from elrcli.audit.report import headline, load_picture, render_report
-from elrcli.audit.result import AuditResult
+from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.data.manifest import Manifest, StringTable
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -118,8 +118,32 @@ def test_headline_counts_and_says_how_sure():
         "3.4% of all labels, between 350 and 480 with 90% confidence."
         " 401 are flagged: wrong with a probability of at least 0.5."
     )
-    errors = {"estimate": 0.2, "low": 0.0, "high": 3.0}
-    assert headline(summary | {"estimated_errors": errors})[0].startswith("Hardly any of 12,000")
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "first"),
+    [
+        (0.2, 0.0, 3.0, "Hardly any of 12,000 labels looks wrong"),
+        (1.0, 0.6, 1.4, "About 1 of 12,000 labels is wrong"),
+        (60.0, 3.0, 400.0, "Between 3 and 400 of 12,000 labels may be wrong"),
+        (60.0, 0.0, 400.0, "Up to 400 of 12,000 labels may be wrong"),
+        (0.0, 0.0, 900.0, "Up to 900 of 12,000 labels may be wrong"),
+    ],
+)
+def test_headline_claims_no_more_than_the_interval(
+    estimate: float, low: float, high: float, first: str
+):
+    summary = {
+        "samples": 12_000,
+        "flagged": 0,
+        "threshold": 0.5,
+        "estimated_errors": {"estimate": estimate, "low": low, "high": high},
+        "estimated_error_rate": estimate / 12_000,
+    }
+    assert headline(summary)[0] == first
+    detail = headline(summary)[1]
+    assert f"between {low:.0f} and {high:.0f} with 90% confidence." in detail
+    assert detail.endswith(" None reaches the threshold of 0.5.")
 
 
 def test_page_carries_the_ranking_with_pictures(manifest: Manifest):
@@ -136,9 +160,14 @@ def test_page_carries_the_ranking_with_pictures(manifest: Manifest):
         "flagged": True,
         "top": [[1, 0.9], [0, 0.1]],
     }
-    uri, width, height, problem = data["pictures"][0]
+    own, given, suggested = data["gallery"][3]
+    uri, width, height, problem, path = data["pictures"][own]
     assert uri.startswith("data:image/jpeg;base64,")
-    assert (width, height, problem) == (24, 24, "")
+    assert (width, height, problem, path) == (24, 24, "", "a/3.png")
+    paths = [picture[4] for picture in data["pictures"]]
+    assert [paths[i] for i in given] == ["a/6.png", "a/0.png"]  # the cats, surest first; not 3
+    assert [paths[i] for i in suggested] == ["a/7.png", "a/4.png", "a/1.png"]
+    assert sorted(paths) == list(manifest.paths)  # each picture once
     assert data["rest"] == {"count": 0, "flagged": 0, "expected": 0}
     assert sum(data["histogram"]) == 8
 
@@ -155,19 +184,86 @@ def test_samples_beyond_the_page_are_counted(manifest: Manifest):
     assert data["rest"] == {"count": 5, "flagged": 1, "expected": 1.45}
 
 
-def test_exemplars_are_no_suspects(manifest: Manifest):
-    audit = make_audit(manifest, exemplars={0: np.array([0, 3, 6]), 1: np.array([4])})
+def beside(data: dict[str, Any], item: int) -> list[list[str]]:
+    """Return the paths of an item's exemplars, of its given and of its suggested class."""
+    return [[data["pictures"][i][4] for i in places] for places in data["gallery"][item][1:]]
+
+
+def test_exemplars_are_the_nearest_ones_then_the_surest(tmp_path: Path):
+    names = [f"{i:02d}.png" for i in range(20)]
+    manifest = make_manifest(tmp_path, names, [i % 2 for i in range(20)], CLASSES[:2])
+    nearest = {
+        0: {0: np.array([2, 4, 6, 8, 10]), 1: np.array([1, 3, 5, 7])},
+        1: {1: np.array([19, 17, 15, 13]), 0: np.array([12])},
+    }
+    sure = {0: np.array([18, 16, 14]), 1: np.array([11])}
+    audit = make_audit(manifest, exemplars=sure, nearest=nearest)
+    data = page_data(render_report(audit, manifest, max_suspects=3))
+    assert beside(data, 0) == [
+        ["02.png", "04.png", "06.png", "08.png"],
+        ["01.png", "03.png", "05.png", "07.png"],
+    ]
+    # One cat is near to 1. The others are those that most suspects have beside them.
+    assert beside(data, 1)[1] == ["12.png", "02.png", "04.png", "06.png"]
+    # Nothing is near to 2: it shows the same cats, but not itself.
+    assert beside(data, 2)[0] == ["12.png", "04.png", "06.png", "08.png"]
+
+
+def test_no_exemplar_is_the_suspect_or_its_duplicate(manifest: Manifest):
+    near = {0: {0: np.array([0, 3, 6]), 1: np.array([7, 4, 1])}}
+    audit = make_audit(
+        manifest,
+        nearest=near,
+        exemplars={0: np.array([0, 3])},
+        duplicates=(DuplicateGroup((0, 3), True), DuplicateGroup((1, 4), False)),
+    )
     data = page_data(render_report(audit, manifest, max_suspects=1))
-    assert len(data["exemplars"]["0"]) == 2  # row 0 is the suspect
-    assert len(data["exemplars"]["1"]) == 1
+    assert beside(data, 0) == [["a/6.png"], ["a/7.png", "a/4.png"]]  # 1 is the same as 4
+
+
+def test_pictures_beside_the_suspects_are_bounded(tmp_path: Path):
+    count = 200
+    names = [f"{i:03d}.png" for i in range(count)]
+    manifest = make_manifest(tmp_path, names, [i % 2 for i in range(count)], CLASSES[:2], side=4)
+    rng = np.random.default_rng(0)
+    rows = {label: np.arange(60 + label, count, 2) for label in range(2)}
+    nearest = {
+        row: {label: rng.permutation(rows[label])[:8] for label in range(2)} for row in range(60)
+    }
+    data = page_data(
+        render_report(make_audit(manifest, nearest=nearest), manifest, max_suspects=60)
+    )
+    shown = [{path for item in range(60) for path in beside(data, item)[side]} for side in (0, 1)]
+    assert len(shown[0] | shown[1]) <= 48
+    assert len(data["pictures"]) <= 60 + 48
+    assert all(len(paths) == 4 for item in range(60) for paths in beside(data, item))
 
 
 def test_duplicates_with_different_labels_are_on_the_page(manifest: Manifest):
-    audit = make_audit(manifest, duplicates=((6, 7), (0, 3)))  # labels 0, 1 and 0, 0
+    groups = (
+        DuplicateGroup((0, 3), True),  # the same label
+        DuplicateGroup((2, 4), False),  # hostile and dog
+        DuplicateGroup((6, 7), True),  # cat and dog
+    )
+    audit = make_audit(manifest, duplicates=groups)
     data = page_data(render_report(audit, manifest, max_suspects=2))
-    assert [item["path"] for item in data["items"]] == ["a/0.png", "a/1.png", "a/6.png", "a/7.png"]
-    assert data["twins"] == [[2, 3]]
-    assert (data["duplicates"], data["contradictions"]) == (2, 1)
+    assert [item["path"][2] for item in data["items"]] == ["0", "1", "2", "4", "6", "7"]
+    assert data["twins"] == [
+        {"exact": True, "differ": True, "count": 2, "items": [4, 5]},
+        {"exact": False, "differ": True, "count": 2, "items": [2, 3]},
+    ]
+    assert data["duplicates"] == {"exact": 2, "alike": 1, "differ": 2}
+    data = page_data(render_report(audit, manifest))
+    assert data["twins"][2] == {"exact": True, "differ": False, "count": 2, "items": [0, 3]}
+
+
+def test_a_picture_that_is_everywhere_does_not_fill_the_page(tmp_path: Path):
+    names = [f"{i:02d}.png" for i in range(40)]
+    manifest = make_manifest(tmp_path, names, [i % 3 for i in range(40)])
+    audit = make_audit(manifest, duplicates=(DuplicateGroup(tuple(range(40)), True),))
+    data = page_data(render_report(audit, manifest, max_suspects=2))
+    assert len(data["items"]) == 12
+    assert data["twins"][0]["count"] == 40
 
 
 def test_hostile_names_never_become_markup(tmp_path: Path):
@@ -193,7 +289,8 @@ def test_file_names_that_are_not_utf8_survive(tmp_path: Path):
     html.encode("utf-8")  # can be written
     data = page_data(html)
     assert data["items"][0]["path"] == "a/\udcff.png"
-    assert data["pictures"][0][3] == "the file does not exist"
+    own = data["gallery"][0][0]
+    assert data["pictures"][own][3:] == ["the file does not exist", "a/\udcff.png"]
 
 
 def test_policy_allows_the_pages_own_blocks_and_nothing_else(manifest: Manifest):
@@ -217,11 +314,16 @@ def test_policy_allows_the_pages_own_blocks_and_nothing_else(manifest: Manifest)
     assert "innerHTML" not in html
 
 
+@pytest.mark.parametrize("has_nearest", [False, True])
 @pytest.mark.parametrize("max_bytes", [600_000, 300_000])
-def test_pictures_shrink_into_the_budget(tmp_path: Path, max_bytes: int):
-    names = [f"a/{i:02d}.png" for i in range(24)]
-    manifest = make_manifest(tmp_path, names, [i % 3 for i in range(24)], side=200)
-    html = render_report(make_audit(manifest), manifest, max_bytes=max_bytes)
+def test_pictures_shrink_into_the_budget(tmp_path: Path, max_bytes: int, has_nearest: bool):
+    names = [f"a/{i:02d}.png" for i in range(48)]
+    manifest = make_manifest(tmp_path, names, [i % 3 for i in range(48)], side=200)
+    rng = np.random.default_rng(0)
+    sure = {label: np.arange(24 + label, 48, 3) for label in range(3)}
+    nearest = {row: {label: rng.permutation(sure[label]) for label in sure} for row in range(24)}
+    audit = make_audit(manifest, nearest=nearest if has_nearest else {})
+    html = render_report(audit, manifest, max_suspects=24, max_bytes=max_bytes)
     assert len(html.encode()) <= max_bytes
     assert len(page_data(html)["items"]) == 24
 
@@ -235,7 +337,7 @@ def test_least_suspicious_samples_go_when_the_smallest_pictures_are_too_many(tmp
     data = page_data(html)
     assert len(html.encode()) <= empty + 70_000
     assert 0 < len(data["items"]) < 24
-    assert len(data["items"]) == len(data["pictures"])
+    assert len(data["items"]) == len(data["gallery"])
     assert [item["rank"] for item in data["items"]] == list(range(1, len(data["items"]) + 1))
     assert data["rest"]["count"] == 24 - len(data["items"])
 
@@ -259,9 +361,10 @@ def test_thumbnail_size(
 def test_unreadable_suspect_says_why(manifest: Manifest):
     manifest.file(0).write_bytes(b"no image")
     data = page_data(render_report(make_audit(manifest), manifest))
-    uri, _, _, problem = data["pictures"][0]
+    uri, _, _, problem, _ = data["pictures"][data["gallery"][0][0]]
     assert uri == ""
     assert problem == "not an image in a format that Pillow reads"
+    assert beside(data, 3)[0] == ["a/6.png"]  # row 0 cannot be shown there either
 
 
 def test_matrix_of_many_classes_shows_the_most_confused(tmp_path: Path):

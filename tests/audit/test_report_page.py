@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from elrcli.audit.apply import plan_corrections, write_csv
 from elrcli.audit.report import render_report
-from elrcli.audit.result import AuditResult
+from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.data.manifest import Manifest, StringTable
 from tests.audit.test_report import CLASSES, HOSTILE, make_audit, make_manifest
 
@@ -132,7 +133,7 @@ def test_first_screen_says_how_many_how_sure_and_where(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
     page = open_page(audit, manifest)
-    assert page.inner_text("h1") == "About 12 of 24 labels are wrong"
+    assert page.inner_text("h1") == "Between 1 and 23 of 24 labels may be wrong"
     assert "between 1 and 23 with 90% confidence" in page.inner_text(".lead")
     assert page.locator(".matrix tbody button").count() == 9
     assert page.locator(".matrix tbody th").all_inner_texts() == list(CLASSES)
@@ -251,6 +252,7 @@ def test_grid_decides_for_a_selection(open_page: Opener, audit: AuditResult, man
     cards.nth(7).click(modifiers=["Shift"])
     assert page.locator("#cards li[aria-selected=true]").count() == 8
     press(page, "Enter")
+    assert page.inner_text("#message") == "8 samples decided. Z undoes."
     assert page.inner_text("#reviewed") == "8 of 24 flagged reviewed"
     assert cards.nth(0).locator(".badge").inner_text() == "→ dog"
     assert cards.nth(1).locator(".badge").inner_text() == f"→ {HOSTILE}"
@@ -348,13 +350,89 @@ def test_below_the_threshold_only_on_request(open_page: Opener, manifest: Manife
     assert page.inner_text("#reviewed") == "13 of 24 on this page reviewed"
 
 
+def examples(page: Page) -> list[list[str]]:
+    """Return the titles of the pictures beside a suspect: of its given and suggested class."""
+    titles = "images => images.map((image) => image.title)"
+    sides = ("given", "suggested")
+    return [page.locator(f"#{side} .four img").evaluate_all(titles) for side in sides]
+
+
+def test_each_suspect_has_its_own_nearest_examples(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    # 0 and 3 are both labelled cat and look like a dog; row 22 has a hostile name
+    nearest = {
+        0: {0: np.array([6, 9, 12, 15]), 1: np.array([4, 7, 10, 13])},
+        3: {0: np.array([18, 21, 9, 6]), 1: np.array([16, 19, 10, 13])},
+        1: {1: np.array([22, 4, 7, 10]), 2: np.array([23, 5, 8, 22])},
+    }
+    page = open_page(replace(audit, nearest=nearest), manifest)
+    press(page, "Enter")
+    assert page.inner_text("#beside-title") == "Nearest sure examples"
+    assert examples(page) == [
+        ["a/06.png", "a/09.png", "a/12.png", "a/15.png"],
+        ["a/04.png", "a/07.png", "a/10.png", "a/13.png"],
+    ]
+    press(page, "l")
+    assert examples(page)[0][0] == f"z/{HOSTILE}.png"
+    assert page.locator("[src='x'], [onerror]").count() == 0
+    press(page, "l l")
+    assert current(page) == "a/03.png"
+    assert examples(page) == [
+        ["a/18.png", "a/21.png", "a/09.png", "a/06.png"],
+        ["a/16.png", "a/19.png", "a/10.png", "a/13.png"],
+    ]
+
+
+def test_suspect_that_looks_like_its_label_has_one_side(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(replace(audit, suggested=audit.labels), manifest)
+    press(page, "Enter")
+    assert page.inner_text("#question") == "Labelled cat, and it looks like it"
+    assert page.inner_text("#beside-title") == "Sure examples"
+    assert page.locator("#given").is_visible()
+    assert page.locator("#suggested").is_hidden()
+
+
 def test_duplicates_lead_to_each_other(open_page: Opener, audit: AuditResult, manifest: Manifest):
-    twins = AuditResult(**(vars(audit) | {"duplicates": ((2, 9),)}))
-    page = open_page(twins, manifest)
+    groups = (DuplicateGroup((0, 3), True), DuplicateGroup((2, 9), False))
+    page = open_page(replace(audit, duplicates=groups), manifest)
+    assert page.locator("#duplicates figcaption").all_inner_texts() == [
+        "Looks the same, different labels",
+        "Same file, same label",
+    ]
+    about = page.inner_text("#about")
+    assert "2 groups: 1 same file, 1 looks the same; 1 with different labels" in about
     page.locator("#duplicates .twin").nth(1).click()
     assert current(page) == "a/09.png"
+    assert page.inner_text("#twins figcaption") == "Looks the same"
     page.locator("#twins .twin").click()
     assert current(page) == "a/02.png"
+    page.select_option("select[name=scope]", "twins")
+    assert page.inner_text("#position") == "2 / 4"
+    press(page, "l")
+    assert current(page) == "a/03.png"
+    assert page.inner_text("#twins figcaption") == "Same file"
+
+
+@pytest.mark.parametrize("applies", [True, False])
+def test_command_to_apply_is_there_only_where_it_works(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, applies: bool
+):
+    audit.summary.update(run="runs/it's mine", applies_to_run=applies)
+    page = open_page(audit, manifest)
+    command = "elr apply 'runs/it'\\''s mine' decisions.csv --out corrected.csv"
+    press(page, "?")
+    assert (command in page.inner_text("#help")) == applies
+    press(page, "Escape")
+    page.locator("#help").wait_for(state="hidden")
+    press(page, "Enter")
+    press(page, "Enter " * SAMPLES)
+    finished = page.inner_text("#finished")
+    assert (command in finished) == applies
+    assert ("decisions.csv lists the changes for this data" in finished) != applies
+    assert ("elr apply" in page.text_content("body main")) == applies
 
 
 def test_unreadable_suspect_says_why(open_page: Opener, audit: AuditResult, manifest: Manifest):

@@ -1,0 +1,87 @@
+"""Pictures that are in the data more than once: the cheapest errors to prove."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from elrcli.audit.neighbours import FeatureSpace
+from elrcli.audit.result import DuplicateGroup
+from elrcli.data.manifest import Manifest
+
+ALIKE = 0.985  # correlation of 16 x 16 pixels: the same picture in another size or compression
+FLAT = 4.0  # grey levels of deviation below which a picture shows nothing to compare
+COMPARED = 3  # nearest pictures that are looked at
+PAIRS = 2_500_000_000  # comparisons that take some ten seconds; all pairs of 50,000 samples
+
+
+def find_duplicates(
+    manifest: Manifest, rows: np.ndarray, thumbnails: np.ndarray
+) -> tuple[DuplicateGroup, ...]:
+    """Return the groups of samples that show the same picture, the exact ones first.
+
+    rows [M] manifest rows, most suspicious first, thumbnails [M, 256] uint8. Files are read only
+    where thumbnails are equal. Beyond 50,000 samples, pictures that merely look the same are
+    only searched around the most suspicious ones.
+    """
+    exact = [
+        DuplicateGroup(tuple(sorted(rows[group].tolist())), exact=True)
+        for equal in equal_rows(thumbnails)
+        for group in _same_files(equal, [manifest.file(int(row)) for row in rows[equal]])
+    ]
+    covered = {group.rows for group in exact}
+    alike = [tuple(sorted(rows[group].tolist())) for group in alike_groups(thumbnails)]
+    near = [DuplicateGroup(group, exact=False) for group in alike if group not in covered]
+    return (*sorted(exact), *sorted(near))
+
+
+def equal_rows(table: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the positions of every set of equal rows of `table` [M, D] uint8, ascending."""
+    whole = np.ascontiguousarray(table).view(np.dtype((np.void, table.shape[1])))[:, 0]
+    order = np.argsort(whole, kind="stable")
+    starts = np.flatnonzero(np.r_[True, whole[order][1:] != whole[order][:-1], True])
+    for start, end in pairwise(starts.tolist()):
+        if end - start > 1:
+            yield order[start:end]
+
+
+def alike_groups(thumbnails: np.ndarray) -> list[np.ndarray]:
+    """Return sets of positions [M] that are connected by pairs of nearly equal pictures.
+
+    Brightness and contrast do not matter. Pictures of one colour are like no other.
+    """
+    shown = np.flatnonzero(thumbnails.std(axis=1) >= FLAT)
+    if len(shown) < 2:
+        return []
+    pixels = thumbnails[shown].astype(np.float32)
+    space = FeatureSpace.of_directions(pixels - pixels.mean(axis=1, keepdims=True))
+    candidates = np.arange(min(len(shown), PAIRS // len(shown)))
+    found, correlation = space.nearest(np.arange(len(shown)), candidates, COMPARED)
+    first, place = np.nonzero(correlation >= ALIKE)
+    links = (np.ones(len(first)), (first, found[first, place]))
+    graph = coo_array(links, shape=(len(shown), len(shown)))
+    _, component = connected_components(graph, directed=False)
+    members = np.argsort(component, kind="stable")
+    groups = np.split(shown[members], np.flatnonzero(np.diff(component[members])) + 1)
+    return [group for group in groups if len(group) > 1]
+
+
+def _same_files(positions: np.ndarray, files: Iterable[Path]) -> Iterator[np.ndarray]:
+    """Yield the positions whose files have the same bytes; missing files equal no other."""
+    by_content: dict[bytes, list[int]] = {}
+    for position, file in zip(positions.tolist(), files, strict=True):
+        try:
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "blake2b").digest()
+        except OSError:
+            continue
+        by_content.setdefault(digest, []).append(position)
+    for group in by_content.values():
+        if len(group) > 1:
+            yield np.array(group)

@@ -1,0 +1,133 @@
+"""How many labels are wrong, from what a network says of samples that it was not trained on.
+
+Two things are unknown: how far the network's confidence can be believed, and how wrong labels
+come about. Three models of the labels, each fitted by maximum likelihood (EM), answer in turn.
+
+1. Errors are uniform or between classes that the network confuses. This model has two shares and
+   fixes the sharpness s of the belief p ** s: labels in classes that a surely wrong belief gives
+   no chance speak for errors, labels in its second choices for doubt.
+2. At that sharpness, a free noise matrix P(given | true), drawn towards the first model: it also
+   sees errors that always go from one class to another. Its share is the estimate.
+3. The interval goes from the first model at the smallest likely sharpness, which takes every
+   plausible label for right, to the second at the largest, plus the chance of the draw of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elrcli.audit.evidence import normalised
+
+SHARPNESS = np.exp(np.linspace(np.log(0.5), np.log(2.5), 25))
+SHARPNESS_SPREAD = 0.3  # deviation of log s before any label is seen
+LIKELY = 1.35  # log-likelihood below its maximum at the ends of a 90% interval
+QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
+TOWARDS_FIRST = 3.0  # labels per true class that the first model weighs in the second
+PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
+FLOOR = 1e-6
+MAX_CELLS = 5_000_000  # samples times classes that a fit looks at; more change little
+STEPS = 200
+
+
+@dataclass(frozen=True)
+class ErrorShare:
+    """Share of wrong labels with a 90% interval, all in (0, 1)."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def estimate_error_share(
+    belief: np.ndarray, labels: np.ndarray, population: int, seed: int = 0
+) -> ErrorShare:
+    """Return the share of wrong labels among `population` samples of which these are a draw.
+
+    belief [M, K] rows that sum to 1, of samples that were not trained on; labels [M] given.
+    """
+    drawn = len(labels)
+    if belief.size > MAX_CELLS:
+        rng = np.random.default_rng(seed)
+        drawn = max(1, MAX_CELLS // belief.shape[1])
+        chosen = rng.choice(len(labels), drawn, replace=False)
+        belief, labels = belief[chosen], labels[chosen]
+    order = np.argsort(labels, kind="stable")
+    belief, labels = belief[order], labels[order]
+    fits = [_fit_shares(sharpened(belief, power), labels) for power in SHARPNESS]
+    prior = 0.5 * (np.log(SHARPNESS) / SHARPNESS_SPREAD) ** 2
+    likelihood = np.array([fit.likelihood for fit in fits]) - prior
+    best = int(likelihood.argmax())
+    likely = np.flatnonzero(likelihood >= likelihood[best] - LIKELY)
+    first, last = int(likely[0]), int(likely[-1])
+    estimate, highest = (
+        _matrix_share(sharpened(belief, SHARPNESS[place]), labels, fits[place].matrix)
+        for place in (best, last)
+    )
+    unseen = 1 - drawn / max(population, drawn)
+    chance = QUANTILE * np.sqrt(estimate * (1 - estimate) / drawn * unseen)
+    low = min(fits[first].share, estimate) - chance
+    return ErrorShare(estimate, max(low, 0.0), min(max(highest, estimate) + chance, 1.0))
+
+
+def sharpened(belief: np.ndarray, sharpness: float) -> np.ndarray:
+    """Return probabilities [M, K] raised to `sharpness` and normalised, float64."""
+    return normalised(np.maximum(belief, FLOOR).astype(np.float64) ** sharpness)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shares:
+    share: float  # of wrong labels
+    matrix: np.ndarray  # [K, K] P(given | true)
+    likelihood: float  # log-likelihood of the labels
+
+
+def _fit_shares(belief: np.ndarray, labels: np.ndarray) -> _Shares:
+    """Fit the first model: a share of uniform errors and one of errors by confusion."""
+    classes = belief.shape[1]
+    confusion = _confusion(belief)
+    right = belief[np.arange(len(labels)), labels]
+    uniform = (1 - right) / (classes - 1)
+    confused = np.einsum("mk,km->m", belief, confusion[:, labels])
+    kinds = np.stack([right, uniform, confused], axis=1)
+    shares = np.array([0.9, 0.05, 0.05])
+    for _ in range(STEPS):
+        joint = kinds * shares
+        counts = (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0) + PRIOR
+        updated = counts / counts.sum()
+        change = np.abs(updated - shares).max()
+        shares = updated
+        if change < 1e-6:
+            break
+    spread = (1 - np.eye(classes)) / (classes - 1)
+    matrix = shares[0] * np.eye(classes) + shares[1] * spread + shares[2] * confusion
+    return _Shares(float(1 - shares[0]), matrix, float(np.log(kinds @ shares).sum()))
+
+
+def _confusion(belief: np.ndarray) -> np.ndarray:
+    """Return how the belief in other classes spreads, per leading class: [K, K], rows sum to 1."""
+    classes = belief.shape[1]
+    leading = belief.argmax(axis=1)
+    order = np.argsort(leading, kind="stable")
+    confusion = np.full((classes, classes), 1e-3)
+    names, starts = np.unique(leading[order], return_index=True)
+    confusion[names] += np.add.reduceat(belief[order], starts, axis=0)
+    np.fill_diagonal(confusion, 0.0)
+    return normalised(confusion)
+
+
+def _matrix_share(belief: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> float:
+    """Fit the second model, a free noise matrix; labels are sorted. Return its share of errors."""
+    prior = TOWARDS_FIRST * matrix
+    names, starts = np.unique(labels, return_index=True)
+    counts = np.zeros_like(matrix)
+    for _ in range(STEPS):
+        joint = belief * matrix.T[labels]
+        counts[:, names] = np.add.reduceat(normalised(joint), starts, axis=0).T
+        updated = normalised(counts + prior)
+        change = np.abs(updated - matrix).max()
+        matrix = updated
+        if change < 1e-4:
+            break
+    return float(1 - np.trace(counts) / len(labels))

@@ -1,0 +1,73 @@
+"""Which samples look alike to the network: cosine neighbours of features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAX_REFERENCES = 50_000  # samples among which neighbours are looked for; more only cost time
+CHUNK = 20_000_000  # similarities held at once
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpace:
+    """Unit vectors of M samples around their common centre, [M, D] float32."""
+
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, vectors: np.ndarray) -> FeatureSpace:
+        """Centre and scale raw features [M, D].
+
+        Features after a rectifier all point the same way; without their mean they tell
+        samples apart.
+        """
+        raw = vectors.astype(np.float32)
+        return cls.of_directions(raw - raw.mean(axis=0))
+
+    @classmethod
+    def of_directions(cls, vectors: np.ndarray) -> FeatureSpace:
+        """Scale vectors [M, D] to length 1; their cosine is what neighbours are ranked by."""
+        return cls(functional.normalize(torch.from_numpy(vectors)))
+
+    def nearest(
+        self, queries: np.ndarray, candidates: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest candidates of every query, best first, never the query itself.
+
+        queries [Q] and candidates [C] (ascending) are positions -> positions [Q, k] int64 and
+        cosine similarities [Q, k] float32, k = min(count, C - 1).
+        """
+        k = max(0, min(count, len(candidates) - 1))
+        found = np.empty((len(queries), k), dtype=np.int64)
+        similarity = np.empty((len(queries), k), dtype=np.float32)
+        among = torch.from_numpy(candidates)
+        pool = self.vectors[among].T
+        step = max(1, CHUNK // max(len(candidates), 1))
+        for start in range(0, len(queries) if k else 0, step):
+            rows = torch.from_numpy(queries[start : start + step])
+            cosines = self.vectors[rows] @ pool
+            place = torch.searchsorted(among, rows).clamp(max=len(among) - 1)
+            itself = (among[place] == rows).nonzero()[:, 0]
+            cosines[itself, place[itself]] = -2.0
+            best = cosines.topk(k, dim=1)
+            found[start : start + step] = among[best.indices].numpy()
+            similarity[start : start + step] = best.values.numpy()
+        return found, similarity
+
+
+def neighbourhoods(space: FeatureSpace, count: int, seed: int = 0) -> np.ndarray:
+    """Return `count` neighbours of every sample, positions [M, k].
+
+    Beyond 50,000 samples they come from a random part of them.
+    """
+    samples = np.arange(len(space.vectors))
+    candidates = samples
+    if len(samples) > MAX_REFERENCES:
+        rng = np.random.default_rng(seed)
+        candidates = np.sort(rng.choice(samples, MAX_REFERENCES, replace=False))
+    return space.nearest(samples, candidates, count)[0]
