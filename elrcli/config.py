@@ -94,7 +94,12 @@ class TrainConfig:
         choices=("none", "norm", "backbone"),
     )
 
-    method: str = setting("elr", "Loss: ELR or plain cross-entropy.", METHOD, choices=("elr", "ce"))
+    method: str = setting(
+        "elr",
+        "ELR, two ELR networks that each train on one half (elr-halves), or cross-entropy (ce).",
+        METHOD,
+        choices=("elr", "elr-halves", "ce"),
+    )
     lam: float = setting(
         3.0, "Weight of the ELR term.", METHOD, low=0.0, high=1000.0, flag="--lambda"
     )
@@ -198,6 +203,13 @@ class TrainConfig:
             object.__setattr__(self, spec.name, checked)
         if self.weights is not None and not self.pretrained:
             raise ConfigError("--weights and --no-pretrained exclude each other: drop one of them.")
+        if self.method == "elr-halves" and (self.mixup or self.ema):
+            raise ConfigError("--method elr-halves: cannot be had with --mixup or --ema.")
+
+    @property
+    def networks(self) -> int:
+        """How many networks the method trains."""
+        return 2 if self.method == "elr-halves" else 1
 
     def replace(self, **changes: Any) -> TrainConfig:
         """Return a copy with other values, checked again."""

@@ -6,9 +6,10 @@ import difflib
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,24 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
+class Ensemble(nn.Module):
+    """Networks of one architecture; the logits are the mean of theirs."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.pretrained_cfg = networks[0].pretrained_cfg
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K]."""
+        return torch.stack([network(images) for network in self.networks]).mean(dim=0)
+
+
+def members(network: nn.Module) -> list[nn.Module]:
+    """Return the networks of an ensemble, or the one network itself."""
+    return list(network.networks) if isinstance(network, Ensemble) else [network]
+
+
 def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
     """Return timm model names that contain `pattern` or match it as a glob."""
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
@@ -48,8 +67,16 @@ def create_network(
     weights: Path | None = None,
     small_input: bool = False,
     image_size: int | None = None,
+    copies: int = 1,
 ) -> nn.Module:
-    """Build a timm network with a new head of `num_classes` outputs."""
+    """Build a timm network with a new head of `num_classes` outputs.
+
+    With several `copies` an Ensemble of them: each starts from another random head.
+    """
+    if copies > 1:
+        build = partial(create_network, backbone, num_classes, pretrained=pretrained)
+        build = partial(build, weights=weights, small_input=small_input, image_size=image_size)
+        return Ensemble([build() for _ in range(copies)])
     config = _pretrained_config(backbone)
     options: dict[str, Any] = {"num_classes": num_classes}
     if image_size is not None and config.get("fixed_input_size"):
@@ -102,31 +129,39 @@ def check_image_size(network: nn.Module, image_size: int) -> None:
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
     """Return the module names of the head that timm replaces for new classes."""
+    if isinstance(network, Ensemble):
+        parts = [classifier_names(part) for part in network.networks]
+        return tuple(f"networks.{i}.{name}" for i, names in enumerate(parts) for name in names)
     names = getattr(network, "pretrained_cfg", {}).get("classifier", ())
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 @contextmanager
-def features_kept(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep what enters the head: inside, the list holds [B, D] of the last forward pass."""
-    kept: list[Tensor] = []
+def features_kept(network: nn.Module) -> Iterator[Callable[[], Tensor]]:
+    """Inside, the yielded function returns what entered the head last, [B, D].
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    The features of an ensemble stand side by side.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(place: int, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         features = inputs[0]
-        if features.ndim > 2 and features.shape[1] == width:  # a convolution as head
-            features = features.mean(dim=tuple(range(2, features.ndim)))
-        kept[:] = [features.flatten(1)]
+        if isinstance(head, nn.Conv2d):
+            features = features.mean(dim=(2, 3))
+        kept[place] = features.flatten(1)
 
-    names = classifier_names(network)
-    if not names:
-        raise ModelError("this backbone has no head that timm knows: its features are hidden.")
-    head = network.get_submodule(names[0])
-    width = getattr(head, "in_channels", -1)
-    handle = head.register_forward_pre_hook(keep)
+    handles = []
+    for place, part in enumerate(members(network)):
+        names = classifier_names(part)
+        if not names:
+            raise ModelError("this backbone has no head that timm knows: its features are hidden.")
+        head = part.get_submodule(names[0])
+        handles.append(head.register_forward_pre_hook(partial(keep, place)))
     try:
-        yield kept
+        yield lambda: torch.cat([kept[place] for place in sorted(kept)], dim=1)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _is_head(parameter: str, network: nn.Module) -> bool:
@@ -224,6 +259,10 @@ def parameter_groups(
     Biases and normalisation have no weight decay. With `layer_decay` below 1 timm's groups
     give earlier layers smaller rates.
     """
+    if isinstance(network, Ensemble):
+        build = partial(parameter_groups, weight_decay=weight_decay, layer_decay=layer_decay)
+        parts = [build(part, head_lr_scale=head_lr_scale) for part in network.networks]
+        return [group for groups in parts for group in groups]
     if layer_decay < 1.0:
         groups = param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay)
     else:

@@ -8,8 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from elrcli.audit.neighbours import FeatureSpace
 from elrcli.audit.result import DuplicateGroup
@@ -64,12 +62,20 @@ def alike_groups(thumbnails: np.ndarray) -> list[np.ndarray]:
     candidates = np.arange(min(len(shown), PAIRS // len(shown)))
     found, correlation = space.nearest(np.arange(len(shown)), candidates, COMPARED)
     first, place = np.nonzero(correlation >= ALIKE)
-    links = (np.ones(len(first)), (first, found[first, place]))
-    graph = coo_array(links, shape=(len(shown), len(shown)))
-    _, component = connected_components(graph, directed=False)
-    members = np.argsort(component, kind="stable")
-    groups = np.split(shown[members], np.flatnonzero(np.diff(component[members])) + 1)
-    return [group for group in groups if len(group) > 1]
+    groups = _connected(zip(first.tolist(), found[first, place].tolist(), strict=True))
+    return [shown[group] for group in groups]
+
+
+def _connected(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Return the sets of numbers that pairs connect."""
+    group_of: dict[int, list[int]] = {}
+    for pair in pairs:
+        one, other = (group_of.setdefault(number, [number]) for number in pair)
+        if one is not other:
+            small, large = sorted((one, other), key=len)
+            large += small
+            group_of.update(dict.fromkeys(small, large))
+    return list({id(group): group for group in group_of.values()}.values())
 
 
 def _same_files(positions: np.ndarray, files: Iterable[Path]) -> Iterator[np.ndarray]:

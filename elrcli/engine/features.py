@@ -78,7 +78,7 @@ def look_at_images(
 ) -> Iterator[Look]:
     """Yield predictions, features and thumbnails in the loader's order, network in eval mode."""
     projection: Tensor | None = None
-    with features_kept(network) as kept:
+    with features_kept(network) as features:
         for batch in loader.epoch(0):
             if len(batch.index) == 0:
                 nothing = Features.empty(0)
@@ -87,7 +87,7 @@ def look_at_images(
             images = runtime.normalise(batch.images, preprocessing)
             with runtime.autocast():
                 logits = network.forward(images)  # not compiled: that would hide the features
-            vectors = functional.normalize(kept[0].float())
+            vectors = functional.normalize(features().float())
             if projection is None:
                 projection = _projection(vectors.shape[1]).to(vectors.device)
             yield Look(

@@ -50,13 +50,13 @@ from elrcli.engine.schedules import Schedule, set_learning_rate
 from elrcli.errors import DataError, RunError, TrainingError
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
-from elrcli.methods.single import SingleNetwork
 from elrcli.models import (
     Preprocessing,
     check_image_size,
     create_network,
     freeze,
     has_batch_norm,
+    members,
     parameter_groups,
     preprocessing,
     training_mode,
@@ -96,6 +96,7 @@ def fit(
         weights=config.weights,
         small_input=config.small_input,
         image_size=config.image_size,
+        copies=config.networks,
     )
     prepared = preprocessing(network, config.image_size)
     check_image_size(network, prepared.image_size)
@@ -121,6 +122,7 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
         manifest.num_classes,
         small_input=config.small_input,
         image_size=config.image_size,
+        copies=config.networks,
     )
     runtime = choose_runtime(config.device, config.precision)
     training = Training(config, manifest, run, network, runtime, stored_preprocessing(run))
@@ -189,9 +191,13 @@ class Training:
         classes = manifest.num_classes
         freeze(self.network, config.freeze)
         self.network.to(device).to(memory_format=torch.channels_last)
-        self.method: SingleNetwork = build_method(config, self.network, len(manifest), classes)
+        parts = members(self.network)
+        self.method = build_method(config, self.network, parts, manifest.labels, classes)
         self.method.to(device)
-        self.record = SampleRecord(len(manifest), classes, config.epochs).to(device)
+        judged_twice = config.networks > 1
+        self.record = SampleRecord(
+            len(manifest), classes, config.epochs, held_out=judged_twice
+        ).to(device)
         self.plan = self._plan()
         self.labels = torch.from_numpy(manifest.labels.astype(np.int64)).to(device)
         truth = manifest.truth
@@ -209,7 +215,8 @@ class Training:
             restart_epochs=config.restart_epochs,
         )
         if config.compile:
-            self.network.compile()
+            for part in parts:
+                part.compile()
 
     def run_to_end(self, observer: Observer) -> RunFolder:
         """Train the remaining epochs, saving after each, and write the results."""
@@ -297,7 +304,7 @@ class Training:
                 share = 1 / min(config.accumulate, len(loader) - first)
                 self.scaler.scale(step.loss * share).backward()
                 has_gradient = True
-                self.record.update(step.probs, labels, index, self.epoch)
+                self.record.update(step.probs, labels, index, self.epoch, step.held_out)
                 totals.add(step, len(index))
             is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
             if is_due and has_gradient:
@@ -352,7 +359,7 @@ class Training:
             if len(batch.index) > 0:
                 index = batch.index.to(self.runtime.device)
                 self.method.observe(probs, index)
-                self.record.update(probs, self.labels[index], index, self.epoch)
+                self.record.update(probs, self.labels[index], index, self.epoch, probs)
             observer.progress(split, done, total)
 
     def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:

@@ -44,14 +44,14 @@ class EpochTotals:
     """Sums of the losses over the images of one epoch, and the time its loop spent."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, device=device)  # loss, cross-entropy, ELR term
+        self._sums = torch.zeros(2, device=device)  # cross-entropy, ELR term
         self.images = 0
         self.seconds = 0.0
         self.seconds_waiting = 0.0
 
     def add(self, step: StepResult, images: int) -> None:
         """Add the losses of one batch."""
-        losses = torch.stack((step.loss.detach(), step.cross_entropy, step.elr_term))
+        losses = torch.stack((step.cross_entropy, step.elr_term))
         self._sums += losses * images
         self.images += images
 
@@ -66,8 +66,8 @@ class EpochTotals:
 
     def losses(self) -> tuple[float, float, float]:
         """Return the means per image: loss, cross-entropy, ELR term."""
-        loss, cross_entropy, elr_term = (self._sums / max(self.images, 1)).tolist()
-        return loss, cross_entropy, elr_term
+        cross_entropy, elr_term = (self._sums / max(self.images, 1)).tolist()
+        return cross_entropy + elr_term, cross_entropy, elr_term
 
 
 def loss_metrics(totals: EpochTotals) -> dict[str, float]:

@@ -56,6 +56,7 @@ class Predictor:
             len(classes),
             small_input=config.small_input,
             image_size=config.image_size,
+            copies=config.networks,
         )
         load_weights(network, run.model_file)
         network.eval().to(runtime.device).to(memory_format=torch.channels_last)

@@ -19,8 +19,11 @@ class SampleRecord(nn.Module):
     agreements: Tensor  # [N] int32 predictions equal to the given label
     prediction: Tensor  # [N] int64 last predicted class, -1 before the first
     given_prob: Tensor  # [N, E] half: p(given label) in each epoch, NaN where not seen
+    held_out_sum: Tensor | None  # [N, K] as prob_sum, by networks that never trained on the sample
 
-    def __init__(self, num_samples: int, num_classes: int, epochs: int) -> None:
+    def __init__(
+        self, num_samples: int, num_classes: int, epochs: int, *, held_out: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("prob_sum", torch.zeros(num_samples, num_classes))
         self.register_buffer("margin_sum", torch.zeros(num_samples))
@@ -29,10 +32,19 @@ class SampleRecord(nn.Module):
         self.register_buffer("prediction", torch.full((num_samples,), -1))
         history = torch.full((num_samples, epochs), torch.nan, dtype=torch.float16)
         self.register_buffer("given_prob", history)
+        held_out_sum = torch.zeros(num_samples, num_classes) if held_out else None
+        self.register_buffer("held_out_sum", held_out_sum)
 
     @torch.no_grad()
-    def update(self, probs: Tensor, labels: Tensor, index: Tensor, epoch: int) -> None:
-        """Add the predictions of one batch: probs [B, K], labels and index [B]."""
+    def update(
+        self,
+        probs: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        epoch: int,
+        held_out: Tensor | None = None,
+    ) -> None:
+        """Add the predictions of one batch: probs and held_out [B, K], labels and index [B]."""
         given = probs.gather(1, labels[:, None])[:, 0]
         others = probs.scatter(1, labels[:, None], -1.0)
         predicted = probs.argmax(dim=1)
@@ -42,3 +54,5 @@ class SampleRecord(nn.Module):
         self.agreements[index] += (predicted == labels).int()
         self.prediction[index] = predicted
         self.given_prob[index, epoch] = given.half()
+        if self.held_out_sum is not None and held_out is not None:
+            self.held_out_sum[index] += held_out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +19,44 @@ class StepResult(NamedTuple):
     cross_entropy: Tensor  # scalar, detached
     elr_term: Tensor  # scalar, detached, weighted by lambda
     probs: Tensor  # [B, K] prediction for the unmixed images, detached: the evidence
+    held_out: Tensor | None = None  # [B, K] prediction without training on the images, detached
 
 
-class Method(Protocol):
-    """What the training loop knows of a method. Implementations are `nn.Module`s."""
+class Method(nn.Module):
+    """What the training loop knows of a method: one loss, and who predicts."""
 
-    targets: Tensor  # [N, K] running estimate per manifest row
+    def __init__(self, loss: ELRLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    @property
+    def targets(self) -> Tensor:
+        """The target table [N, K], one running estimate per manifest row."""
+        return self.loss.targets
 
     def training_step(
         self, images: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator
     ) -> StepResult:
-        """Return the loss of one batch; images [B, 3, S, S] normalised."""
+        """Return the loss of one batch; images [B, 3, S, S] normalised, labels and index [B]."""
+        raise NotImplementedError
+
+    def prediction_network(self) -> nn.Module:
+        """Return the module that predicts, whose weights `model.safetensors` holds."""
+        raise NotImplementedError
 
     def after_step(self) -> None:
         """Follow an optimiser step, for weight averages."""
 
     def observe(self, probs: Tensor, index: Tensor) -> None:
-        """Take held-out predictions [B, K] of rows that training does not touch."""
+        """Move the targets of rows that training does not touch by predictions [B, K]."""
+        self.loss.update_targets(probs, index)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] of the network that predictions come from, in eval mode."""
-
-    def prediction_network(self) -> nn.Module:
-        """Return the module whose weights `model.safetensors` holds."""
+        """Return logits [B, K] of the network that predicts, in eval mode without gradient."""
+        return judge(self.prediction_network(), images)
 
 
-class SingleNetwork(nn.Module):
+class SingleNetwork(Method):
     """One network, one target table; optionally a weight average and mixup.
 
     The prediction that moves the target is the training prediction itself. With a weight
@@ -60,16 +72,10 @@ class SingleNetwork(nn.Module):
         ema_decay: float | None = None,
         mixup_alpha: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(loss)
         self.network = network
-        self.loss = loss
         self.average = None if ema_decay is None else WeightAverage(network, ema_decay)
         self.mixup_alpha = mixup_alpha
-
-    @property
-    def targets(self) -> Tensor:
-        """The target table [N, K]."""
-        return self.loss.targets
 
     def training_step(
         self, images: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator
@@ -108,24 +114,20 @@ class SingleNetwork(nn.Module):
         if self.average is not None:
             self.average.update(self.network)
 
-    def observe(self, probs: Tensor, index: Tensor) -> None:
-        """Move the targets of held-out rows by held-out predictions, probs [B, K]."""
-        self.loss.update_targets(probs, index)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Return logits [B, K], computed in eval mode without gradient."""
-        network = self.prediction_network()
-        was_training = {module: module.training for module in network.modules()}
-        network.eval()
-        logits: Tensor = network(images)
-        for module, training in was_training.items():
-            module.training = training
-        return logits
-
     def prediction_network(self) -> nn.Module:
         """Return the weight average, or the network where there is none."""
         return self.network if self.average is None else self.average.network
+
+
+@torch.no_grad()
+def judge(network: nn.Module, images: Tensor) -> Tensor:
+    """Return logits [B, K] in eval mode without gradient; every part keeps its own mode."""
+    was_training = {module: module.training for module in network.modules()}
+    network.eval()
+    logits: Tensor = network(images)
+    for module, training in was_training.items():
+        module.training = training
+    return logits
 
 
 class WeightAverage(nn.Module):

@@ -61,7 +61,8 @@ def test_projected_features_keep_their_length_nearly(shapes):
 
 def test_predictions_come_with_them(shapes):
     looks, _ = look_at(shapes)
-    np.testing.assert_allclose(np.concatenate([look.probs for look in looks]).sum(axis=1), 1, rtol=1e-6)
+    probs = np.concatenate([look.probs for look in looks])
+    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-6)
 
 
 def test_a_thumbnail_is_grey_and_small(shapes):
