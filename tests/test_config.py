@@ -59,7 +59,7 @@ def test_replace_checks_again():
         ("lr", "fast", "--lr 'fast': expected a number."),
         ("lr", False, "--lr False: expected a number."),
         ("mixup", 1, "--mixup 1: expected true or false."),
-        ("method", "mse", "--method 'mse': choose one of elr, ce."),
+        ("method", "mse", "--method 'mse': choose one of elr, elr-halves, ce."),
         ("optimizer", 3, "--optimizer 3: expected text."),
         ("weights", 3, "--weights 3: expected a path."),
         ("milestones", "40,b", "--milestones '40,b': expected numbers, such as 40,80."),
@@ -88,6 +88,19 @@ def test_values_take_the_type_of_their_setting():
 def test_weights_and_no_pretrained_exclude_each_other():
     with pytest.raises(ConfigError, match="--weights and --no-pretrained exclude each other"):
         make(weights=Path("w.pth"), pretrained=False)
+
+
+@pytest.mark.parametrize("other", ["mixup", "ema"])
+def test_two_halves_are_had_without_mixup_and_averages(other):
+    config = make(method="elr-halves")
+    with pytest.raises(ConfigError, match=r"^--method elr-halves: cannot be had with --mixup"):
+        config.replace(**{other: True})
+    assert getattr(make(method="elr", **{other: True}), other)
+
+
+@pytest.mark.parametrize(("method", "networks"), [("elr", 1), ("ce", 1), ("elr-halves", 2)])
+def test_only_two_halves_train_two_networks(method, networks):
+    assert make(method=method).networks == networks
 
 
 def test_a_config_survives_json():

@@ -11,17 +11,22 @@ import safetensors.torch
 import timm
 import torch
 from torch import nn
+from torch.nn import functional
 
 from elrcli.errors import ModelError
 from elrcli.models import (
+    Ensemble,
     Preprocessing,
     calm_head,
     check_image_size,
     classifier_names,
     create_network,
+    features_kept,
     freeze,
+    has_batch_norm,
     list_backbones,
     load_weights,
+    members,
     parameter_groups,
     preprocessing,
     read_state_dict,
@@ -34,6 +39,10 @@ TINY = "test_resnet"
 
 def tiny(num_classes: int = 3) -> nn.Module:
     return create_network(TINY, num_classes)
+
+
+def pair(num_classes: int = 3) -> Ensemble:
+    return create_network(TINY, num_classes, copies=2)
 
 
 def contiguous(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -123,6 +132,124 @@ def test_check_image_size_changes_nothing():
     check_image_size(network, 32)
     for name, tensor in network.state_dict().items():
         assert before[name].equal(tensor), name
+
+
+# --- two networks as one ---
+
+
+def test_an_ensemble_predicts_the_mean_of_logits():
+    both = pair().eval()
+    images = torch.randn(2, 3, 32, 32)
+    first, second = (part(images) for part in both.networks)
+    torch.testing.assert_close(both(images), (first + second) / 2)
+    assert not first.allclose(second)
+
+
+def test_members_are_the_networks_that_train():
+    both, one = pair(), tiny()
+    assert members(both) == [both.networks[0], both.networks[1]]
+    assert members(one) == [one]
+
+
+def test_copies_start_from_the_same_weights_and_different_heads(tmp_path):
+    donor = timm.create_model(TINY, num_classes=7)
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    both = create_network(TINY, 3, weights=tmp_path / "w.pth", copies=2)
+    first, second = (part.state_dict() for part in both.networks)
+    assert {name for name in first if not first[name].equal(second[name])} == {"fc.weight"}
+    assert first["conv1.0.weight"].equal(donor.state_dict()["conv1.0.weight"])
+
+
+def test_copies_without_weights_differ_everywhere():
+    first, second = (part.state_dict() for part in pair().networks)
+    for name in ("conv1.0.weight", "layer4.0.conv1.weight", "fc.weight"):
+        assert not first[name].equal(second[name]), name
+
+
+def test_copies_take_stem_and_size():
+    both = create_network("resnet10t", 2, small_input=True, copies=2)
+    assert [part.conv1[0].stride for part in both.networks] == [(1, 1), (1, 1)]
+    both = create_network("test_vit", 2, image_size=64, copies=2).eval()
+    assert both(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+
+
+def test_an_ensemble_is_prepared_for_like_its_networks():
+    both = pair()
+    assert preprocessing(both, 32) == preprocessing(tiny(), 32)
+    assert has_batch_norm(both)
+    check_image_size(both, 32)
+
+
+def test_the_weights_of_an_ensemble_load_again(tmp_path):
+    one, other = pair(), pair()
+    safetensors.torch.save_file(contiguous(one), tmp_path / "w.safetensors")
+    load_weights(other, tmp_path / "w.safetensors")
+    for name, tensor in one.state_dict().items():
+        assert tensor.equal(other.state_dict()[name]), name
+
+
+def test_an_ensemble_has_the_heads_of_its_networks():
+    assert classifier_names(pair()) == ("networks.0.fc", "networks.1.fc")
+
+
+# --- features ---
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [(TINY, nn.Linear), ("test_convnext", nn.Linear), ("resnetv2_18", nn.Conv2d)],
+)
+def test_features_are_what_the_head_makes_logits_of(backbone, kind):
+    network = create_network(backbone, 3).eval()
+    head = network.get_submodule(classifier_names(network)[0])
+    assert isinstance(head, kind)
+    with torch.no_grad(), features_kept(network) as features:
+        for images in torch.randn(2, 2, 3, 32, 32):  # two batches, the last one counts
+            logits = network(images)
+        assert features().shape == (2, head.weight.shape[1])
+        by_hand = functional.linear(features(), head.weight.flatten(1), head.bias)
+    torch.testing.assert_close(by_hand, logits)
+
+
+def test_features_before_a_convolution_are_means_over_the_picture():
+    network = nn.Sequential(nn.Conv2d(3, 2, 1))
+    network.pretrained_cfg = {"classifier": "0"}
+    with features_kept(network) as features:
+        network(torch.tensor([1.0, 2.0, 3.0, 6.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2))
+        assert features().tolist() == [[3.0, 3.0, 3.0]]
+
+
+def test_features_of_an_ensemble_stand_side_by_side():
+    both = pair().eval()
+    images = torch.randn(2, 3, 32, 32)
+    parts = []
+    for part in both.networks:
+        with torch.no_grad(), features_kept(part) as features:
+            part(images)
+            parts.append(features())
+    with torch.no_grad(), features_kept(both) as features:
+        both(images)
+        torch.testing.assert_close(features(), torch.cat(parts, dim=1))
+
+
+def test_nothing_is_kept_afterwards():
+    network = tiny()
+    with features_kept(network):
+        assert len(network.fc._forward_pre_hooks) == 1
+    assert len(network.fc._forward_pre_hooks) == 0
+    with pytest.raises(KeyboardInterrupt), features_kept(network):
+        raise KeyboardInterrupt
+    assert len(network.fc._forward_pre_hooks) == 0
+
+
+def test_features_without_a_known_head_are_refused():
+    network = nn.Linear(2, 2)
+    assert classifier_names(network) == ()
+    with (
+        pytest.raises(ModelError, match="this backbone has no head that timm knows"),
+        features_kept(network),
+    ):
+        pass
 
 
 # --- pretrained weights ---
@@ -386,7 +513,35 @@ def test_frozen_parameters_are_in_no_group():
     assert set(scales(network, layer_decay=0.5)) == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.parametrize("options", [{}, {"layer_decay": 0.5, "head_lr_scale": 4.0}])
+def test_each_network_of_an_ensemble_has_its_own_groups(options):
+    single = scales(tiny(), **options)
+    both = scales(pair(), **options)
+    assert len(both) == 2 * len(single)
+    for name, expected in single.items():
+        assert both[f"networks.0.{name}"] == both[f"networks.1.{name}"] == expected
+
+
 # --- freezing ---
+
+
+def test_freezing_the_backbones_of_an_ensemble_leaves_both_heads():
+    both = pair()
+    freeze(both, "backbone")
+    trainable = {name for name, p in both.named_parameters() if p.requires_grad}
+    assert trainable == {f"networks.{i}.fc.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+    assert set(scales(both)) == trainable
+
+
+def test_freezing_the_norms_of_an_ensemble():
+    both = pair()
+    freeze(both, "norm")
+    training_mode(both, "norm")
+    for part in both.networks:
+        assert part.training
+        assert not part.bn1.training
+        assert not part.bn1.weight.requires_grad
+        assert part.fc.weight.requires_grad
 
 
 def test_freeze_norm():

@@ -1,15 +1,9 @@
-"""From evidence to probabilities: how likely is each label wrong, and how many are.
+"""From evidence to probabilities: how likely is each label wrong.
 
-The share of wrong labels comes from held-out samples, whose targets no label has pulled. Their
-target, raised to a sharpness and normalised, is taken for the probability of the true class; the
-share is the one that makes the given labels most likely. The true sharpness cannot be known from
-labels alone (a network that is surely wrong looks like a label that is wrong), so the share is
-estimated for sharpness 1, a target that means what it says, and for 1.5, one that is
-under-confident: the interval covers both.
-
-The beliefs behind the single probabilities are then shifted so that their mean is that share:
-training has pulled each sample's belief towards its own label, averaging over epochs has pulled
-it away.
+Training has pulled the belief in each sample towards its own label, averaging over epochs has
+pulled it away. Both cannot be seen one by one, but their sum can: the beliefs are shifted by so
+many logits that the mean error probability is the share of wrong labels, which is estimated from
+samples that were not trained on.
 """
 
 from __future__ import annotations
@@ -18,110 +12,89 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elrcli.audit.evidence import Evidence, normalised
+from elrcli.audit.error_share import ErrorShare, estimate_error_share
+from elrcli.audit.evidence import Evidence
 
-SHARPNESS = (1.0, 1.2247, 1.5)  # low, the geometric middle, high
 FLOOR = 1e-6
-MAX_FITTED = 50_000  # samples that a fit looks at; more change little
 MIN_HELD_OUT = 30  # fewer say nothing about a share: trained samples help out
-BOOTSTRAPS = 100
-PRIOR_ERRORS = 0.1  # pseudo-counts of a Beta prior that keeps the share inside (0, 1)
+BIASED = 10  # trained samples say as little as a draw from a population so many times as large
+MAX_JUDGED = 5_000_000  # samples times classes that a fit looks at; more change little
 MAX_PULL = 20.0
 
 
-@dataclass(frozen=True)
-class LabelModel:
-    """How labels come about."""
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """How doubtful each of M labels is."""
 
-    error_rate: float  # share of wrong labels, in (0, 1)
-    interval: tuple[float, float]  # 90% interval of the share
-    pull_trained: float  # logits that the belief of trained samples leans to their label
-    pull_held_out: float  # the same for held-out samples
+    score: np.ndarray  # [M] float64 in [0, 1]: what speaks against the label, less the pull
+    error: np.ndarray  # [M] float64 in (0, 1): probability that the label is wrong
 
 
-def fit_label_model(evidence: Evidence, seed: int = 0) -> LabelModel:
-    """Return the model of the given labels.
+def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
+    """Return the share of wrong labels, judged by networks that did not train on the samples.
 
-    With fewer than 30 held-out samples the trained ones are judges as well; their targets follow
-    the labels a little, which counts too few errors.
+    With fewer than 30 such samples the trained ones are judges as well; their predictions follow
+    the labels, which counts too few errors.
     """
-    rng = np.random.default_rng(seed)
-    judges = np.flatnonzero(evidence.held_out)
-    if len(judges) < MIN_HELD_OUT:
-        judges = np.arange(len(evidence.labels))
-    if len(judges) > MAX_FITTED:
-        judges = rng.choice(judges, MAX_FITTED, replace=False)
-    classes = evidence.probs.shape[1]
-    labels = evidence.labels[judges]
-    given = [
-        sharpened(evidence.targets[judges], power)[np.arange(len(judges)), labels]
-        for power in SHARPNESS
-    ]
-    resampled = rng.integers(0, len(judges), (BOOTSTRAPS, len(judges)))
-    low, high = (
-        np.quantile([likely_error_rate(ends[draw], classes) for draw in resampled], quantile)
-        for ends, quantile in ((given[0], 0.05), (given[-1], 0.95))
-    )
-    error_rate = likely_error_rate(given[1], classes)
-    trained = ~evidence.held_out
-    return LabelModel(
-        error_rate=error_rate,
-        interval=(min(float(low), error_rate), max(float(high), error_rate)),
-        pull_trained=_pull(evidence.probs[trained], evidence.labels[trained], error_rate),
-        pull_held_out=_pull(evidence.probs[~trained], evidence.labels[~trained], error_rate),
-    )
+    judges = np.arange(len(evidence))
+    population = len(evidence)
+    if evidence.judged is None and evidence.held_out.sum() >= MIN_HELD_OUT:
+        judges = np.flatnonzero(evidence.held_out)
+    elif evidence.judged is None and not evidence.held_out.all():
+        population *= BIASED
+    limit = max(1, MAX_JUDGED // evidence.classes)
+    drawn = judges
+    if len(judges) > limit:
+        drawn = np.sort(np.random.default_rng(seed).choice(judges, limit, replace=False))
+    labels = evidence.labels[drawn]
+    return estimate_error_share(evidence.verdict(drawn), labels, population)
 
 
-def likely_error_rate(given: np.ndarray, classes: int) -> float:
-    """Return the share of wrong labels that makes the labels most likely (EM).
+def doubt_labels(
+    given: np.ndarray, held_out: np.ndarray, share: float, sharpness: float, classes: int
+) -> Doubts:
+    """Return score and error probability of labels, given the belief in them.
 
-    given [M] is the probability of the given label if it were right; a wrong label is any other
-    class with equal probability.
+    given [M] belief in the given label, `sharpness` the power that makes it a probability,
+    held_out [M] bool: both kinds have a pull of their own and a mean error probability of `share`.
     """
-    wrong = (1 - given) / (classes - 1)
-    rate = 0.1
-    for _ in range(500):
-        share = rate * wrong / (rate * wrong + (1 - rate) * given)
-        updated = float((share.sum() + PRIOR_ERRORS) / (len(given) + 2 * PRIOR_ERRORS))
-        if abs(updated - rate) < 1e-5:
-            break
-        rate = updated
-    return rate
+    inside = np.clip(given.astype(np.float64), FLOOR, 1 - FLOOR)
+    logits = sharpness * (np.log(inside) - np.log1p(-inside))
+    prior = np.log((1 - share) / share * (classes - 1))  # most labels are right
+    score = np.empty(len(given))
+    error = np.empty(len(given))
+    for kind in (held_out, ~held_out):
+        pull = _pull(logits[kind] + prior, share)
+        score[kind] = _sigmoid(pull - logits[kind])
+        error[kind] = _sigmoid(pull - logits[kind] - prior)
+    return Doubts(score, error)
 
 
-def unpulled(evidence: Evidence, model: LabelModel) -> np.ndarray:
-    """Return what the images alone say of the true class, [M, K] float64 rows that sum to 1."""
-    belief = np.maximum(evidence.probs, FLOOR).astype(np.float64)
-    pull = np.where(evidence.held_out, model.pull_held_out, model.pull_trained)
-    belief[np.arange(len(pull)), evidence.labels] *= np.exp(-pull)
-    return normalised(belief)
-
-
-def posterior(belief: np.ndarray, labels: np.ndarray, error_rate: float) -> np.ndarray:
-    """Return P(true class | image, given label), belief [M, K] -> [M, K] float32."""
-    odds = (1 - error_rate) / error_rate * (belief.shape[1] - 1)
-    joint = belief.copy()
-    joint[np.arange(len(labels)), labels] *= odds
-    return normalised(joint).astype(np.float32)
-
-
-def sharpened(probs: np.ndarray, sharpness: float) -> np.ndarray:
-    """Return probabilities [M, K] raised to `sharpness` and normalised, float64."""
-    return normalised(np.maximum(probs, FLOOR).astype(np.float64) ** sharpness)
-
-
-def _pull(probs: np.ndarray, labels: np.ndarray, error_rate: float) -> float:
-    """Return the pull at which the samples [M] are wrong with a mean probability `error_rate`."""
-    if len(labels) == 0:
-        return 0.0
-    given = np.clip(probs[np.arange(len(labels)), labels], FLOOR, 1 - FLOOR).astype(np.float64)
-    wrong = error_rate / (probs.shape[1] - 1) * (1 - given)
-    right = (1 - error_rate) * given
+def _pull(logits: np.ndarray, share: float) -> float:
+    """Return the shift at which the mean error probability is `share`, by bisection."""
     low, high = -MAX_PULL, MAX_PULL
-    for _ in range(40):
+    for _ in range(40 if len(logits) else 0):
         middle = 0.5 * (low + high)
-        if (wrong / (wrong + right * np.exp(-middle))).mean() < error_rate:
+        if _sigmoid(middle - logits).mean() < share:
             low = middle
         else:
             high = middle
     return 0.5 * (low + high)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def posterior(belief: np.ndarray, labels: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Return P(true class | image, given label) [M, K] float32.
+
+    belief [M, K], labels [M] given, error [M] probability that the label is wrong: it is shared
+    out among the other classes as the belief says.
+    """
+    samples = np.arange(len(labels))
+    found = belief.astype(np.float32)
+    found[samples, labels] = 0.0
+    found *= (error / np.maximum(found.sum(axis=1), FLOOR))[:, None].astype(np.float32)
+    found[samples, labels] = 1 - error
+    return found

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from elrcli.audit.neighbours import FeatureSpace
+from elrcli.audit.neighbours import PAIRS, FeatureSpace
 from elrcli.audit.result import DuplicateGroup
 from elrcli.data.manifest import Manifest
 
 ALIKE = 0.985  # correlation of 16 x 16 pixels: the same picture in another size or compression
 FLAT = 4.0  # grey levels of deviation below which a picture shows nothing to compare
 COMPARED = 3  # nearest pictures that are looked at
-PAIRS = 2_500_000_000  # comparisons that take some ten seconds; all pairs of 50,000 samples
 
 
 def find_duplicates(
@@ -25,7 +24,7 @@ def find_duplicates(
     """Return the groups of samples that show the same picture, the exact ones first.
 
     rows [M] manifest rows, most suspicious first, thumbnails [M, 256] uint8. Files are read only
-    where thumbnails are equal. Beyond 50,000 samples, pictures that merely look the same are
+    where thumbnails are equal. Beyond 70,000 samples, pictures that merely look the same are
     only searched around the most suspicious ones.
     """
     exact = [

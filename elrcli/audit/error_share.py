@@ -23,36 +23,29 @@ from elrcli.audit.evidence import normalised
 SHARPNESS = np.exp(np.linspace(np.log(0.5), np.log(2.5), 25))
 SHARPNESS_SPREAD = 0.3  # deviation of log s before any label is seen
 LIKELY = 1.35  # log-likelihood below its maximum at the ends of a 90% interval
+DOUBT = 3  # steps of SHARPNESS, some 20%, by which confidence may mislead beyond that
 QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
-TOWARDS_FIRST = 3.0  # labels per true class that the first model weighs in the second
+TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
 FLOOR = 1e-6
-MAX_CELLS = 5_000_000  # samples times classes that a fit looks at; more change little
 STEPS = 200
 
 
 @dataclass(frozen=True)
 class ErrorShare:
-    """Share of wrong labels with a 90% interval, all in (0, 1)."""
+    """Share of wrong labels with a 90% interval, all in [0, 1]."""
 
     estimate: float
     low: float
     high: float
+    sharpness: float  # power of the belief at which the labels are most likely
 
 
-def estimate_error_share(
-    belief: np.ndarray, labels: np.ndarray, population: int, seed: int = 0
-) -> ErrorShare:
+def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int) -> ErrorShare:
     """Return the share of wrong labels among `population` samples of which these are a draw.
 
     belief [M, K] rows that sum to 1, of samples that were not trained on; labels [M] given.
     """
-    drawn = len(labels)
-    if belief.size > MAX_CELLS:
-        rng = np.random.default_rng(seed)
-        drawn = max(1, MAX_CELLS // belief.shape[1])
-        chosen = rng.choice(len(labels), drawn, replace=False)
-        belief, labels = belief[chosen], labels[chosen]
     order = np.argsort(labels, kind="stable")
     belief, labels = belief[order], labels[order]
     fits = [_fit_shares(sharpened(belief, power), labels) for power in SHARPNESS]
@@ -60,15 +53,17 @@ def estimate_error_share(
     likelihood = np.array([fit.likelihood for fit in fits]) - prior
     best = int(likelihood.argmax())
     likely = np.flatnonzero(likelihood >= likelihood[best] - LIKELY)
-    first, last = int(likely[0]), int(likely[-1])
+    first = max(int(likely[0]) - DOUBT, 0)
+    last = min(int(likely[-1]) + DOUBT, len(SHARPNESS) - 1)
     estimate, highest = (
         _matrix_share(sharpened(belief, SHARPNESS[place]), labels, fits[place].matrix)
         for place in (best, last)
     )
-    unseen = 1 - drawn / max(population, drawn)
-    chance = QUANTILE * np.sqrt(estimate * (1 - estimate) / drawn * unseen)
-    low = min(fits[first].share, estimate) - chance
-    return ErrorShare(estimate, max(low, 0.0), min(max(highest, estimate) + chance, 1.0))
+    unseen = 1 - len(labels) / population
+    chance = QUANTILE * np.sqrt(estimate * (1 - estimate) / len(labels) * unseen)
+    low = min(fits[first].share, estimate) - chance - 0.5 / population
+    high = max(highest, estimate) + chance
+    return ErrorShare(estimate, float(max(low, 0.0)), float(min(high, 1.0)), float(SHARPNESS[best]))
 
 
 def sharpened(belief: np.ndarray, sharpness: float) -> np.ndarray:
@@ -119,7 +114,7 @@ def _confusion(belief: np.ndarray) -> np.ndarray:
 
 def _matrix_share(belief: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> float:
     """Fit the second model, a free noise matrix; labels are sorted. Return its share of errors."""
-    prior = TOWARDS_FIRST * matrix
+    prior = TOWARDS_FIRST * len(matrix) * matrix
     names, starts = np.unique(labels, return_index=True)
     counts = np.zeros_like(matrix)
     for _ in range(STEPS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,47 +11,94 @@ import numpy as np
 from elrcli.data.manifest import SPLITS, Manifest
 from elrcli.errors import RunError
 
+FLOOR = 1e-6
+CHUNK = 16_000_000  # numbers of a table that are worked on at once
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """M samples that were seen, in manifest order."""
+    """M samples that were seen, in manifest order; tables have one line per manifest row.
+
+    Lines are sums of predicted probabilities over the epochs: only their direction counts. A
+    table may lie in a file and is read in parts.
+    """
 
     rows: np.ndarray  # [M] int64 manifest rows
     labels: np.ndarray  # [M] int32 given class
-    held_out: np.ndarray  # [M] bool: predictions made without training on the sample
-    probs: np.ndarray  # [M, K] float32 belief in each class; rows sum to 1
-    targets: np.ndarray  # [M, K] float32 normalised ELR targets, or held-out predictions
+    held_out: np.ndarray  # [M] bool: `seen` holds predictions made without training on the sample
+    seen: np.ndarray  # [N, K] float32 predictions by the network that trains on the sample
+    judged: np.ndarray | None = None  # [N, K] the same by a network that never trained on it
+    neighbours: np.ndarray | None = None  # [M, k] positions of samples that look alike
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes K."""
+        return int(self.seen.shape[1])
+
+    def own(self, positions: np.ndarray) -> np.ndarray:
+        """Return what is predicted for samples alone, positions [m] -> [m, K] float32."""
+        rows = self.rows[positions]
+        found = normalised(self.seen[rows])
+        return found if self.judged is None else agreed(found, normalised(self.judged[rows]))
+
+    def belief(self, positions: np.ndarray) -> np.ndarray:
+        """Return the belief in each class, positions [m] -> [m, K] float32, rows sum to 1.
+
+        The samples themselves and their neighbours have equal weight.
+        """
+        found = self.own(positions)
+        if self.neighbours is not None and self.neighbours.shape[1] > 0:
+            beside = self.neighbours[positions]
+            around = np.zeros_like(found)
+            for column in beside.T:
+                around += self.own(column)
+            found = agreed(found, around / np.float32(beside.shape[1]))
+        return found
+
+    def verdict(self, positions: np.ndarray) -> np.ndarray:
+        """Return the mean prediction by a network that did not train on the samples, if any."""
+        table = self.seen if self.judged is None else self.judged
+        return normalised(table[self.rows[positions]])
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield all positions in parts whose beliefs fit into memory."""
+        step = max(1, CHUNK // self.classes)
+        for start in range(0, len(self), step):
+            yield np.arange(start, min(start + step, len(self)))
 
 
 def evidence_of_run(manifest: Manifest, state: Mapping[str, Any]) -> Evidence:
-    """Return the evidence in a checkpoint `state` of a run over `manifest`.
-
-    The belief is the mean of two estimates: the target, normalised, which follows the last
-    epochs, and the mean prediction over all epochs.
-    """
+    """Return the evidence in a checkpoint `state` of a run over `manifest`."""
     try:
         record = state["record"]
         visits = record["visits"].numpy()
-        target_table = state["method"]["loss.targets"].numpy()
-        prob_table = record["prob_sum"].numpy()
+        seen = record["prob_sum"].numpy()
+        judged = record["held_out_sum"].numpy() if "held_out_sum" in record else None
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"the checkpoint holds no evidence ({error}). Train again.") from None
     shape = (len(manifest), manifest.num_classes)
-    if not (len(visits) == shape[0] and target_table.shape == prob_table.shape == shape):
+    tables = [seen] if judged is None else [seen, judged]
+    if len(visits) != shape[0] or any(table.shape != shape for table in tables):
         raise RunError("the checkpoint does not fit the manifest. Train again.")
     rows = np.flatnonzero(visits > 0)
-    targets = normalised(target_table[rows])
-    means = normalised(prob_table[rows])
     return Evidence(
         rows=rows,
         labels=manifest.labels[rows],
         held_out=manifest.splits[rows] != SPLITS.index("train"),
-        probs=(0.5 * (targets + means)).astype(np.float32),
-        targets=targets.astype(np.float32),
+        seen=seen,
+        judged=judged,
     )
+
+
+def agreed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the normalised geometric mean of two beliefs [m, K]: both must agree on a class."""
+    return normalised(np.sqrt(np.maximum(one, FLOOR) * np.maximum(other, FLOOR)))
 
 
 def normalised(table: np.ndarray) -> np.ndarray:
     """Return rows that sum to 1, table [M, K] >= 0 with at least one positive entry a row."""
     totals = table.sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.asarray(table / np.maximum(totals, 1e-12))
+    return np.asarray(table / np.maximum(totals, 1e-12).astype(table.dtype))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAX_REFERENCES = 50_000  # samples among which neighbours are looked for; more only cost time
+PAIRS = 5_000_000_000  # comparisons that take some ten seconds: all pairs of 70,000 samples
+MOST = 10  # neighbours; a few more or less change nothing
+PER_CLASS = 4  # a class must have so many candidates per neighbour, or others would outvote it
 CHUNK = 20_000_000  # similarities held at once
 
 
@@ -60,14 +62,16 @@ class FeatureSpace:
         return found, similarity
 
 
-def neighbourhoods(space: FeatureSpace, count: int, seed: int = 0) -> np.ndarray:
-    """Return `count` neighbours of every sample, positions [M, k].
+def neighbourhoods(space: FeatureSpace, classes: int, seed: int = 0) -> np.ndarray:
+    """Return up to 10 neighbours of every sample, fewer where classes are small: [M, k].
 
-    Beyond 50,000 samples they come from a random part of them.
+    Many samples look for them among a random part of all only.
     """
     samples = np.arange(len(space.vectors))
     candidates = samples
-    if len(samples) > MAX_REFERENCES:
+    limit = max(2, PAIRS // max(len(samples), 1))
+    if len(samples) > limit:
         rng = np.random.default_rng(seed)
-        candidates = np.sort(rng.choice(samples, MAX_REFERENCES, replace=False))
+        candidates = np.sort(rng.choice(samples, limit, replace=False))
+    count = min(MOST, max(1, len(candidates) // (PER_CLASS * classes)))
     return space.nearest(samples, candidates, count)[0]

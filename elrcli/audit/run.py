@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 
 import elrcli
-from elrcli.audit.calibration import LabelModel, fit_label_model, posterior, unpulled
+from elrcli.audit.duplicates import find_duplicates
 from elrcli.audit.evidence import Evidence, evidence_of_run
+from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
+from elrcli.audit.ranking import Ranking, nearest_exemplars, rank_labels
 from elrcli.audit.report import render_report
-from elrcli.audit.result import AuditResult
-from elrcli.audit.scores import best_other, ranking_figures
+from elrcli.audit.result import AuditResult, DuplicateGroup
+from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
 from elrcli.data.manifest import SPLITS, Manifest, load_data
 from elrcli.engine.checkpoints import load_checkpoint
+from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError, RunError
@@ -34,9 +37,8 @@ TABLE_COLUMNS = (
     "score",
     "error_probability",
     "flagged",
+    "duplicates",
 )
-TOP_CLASSES = 5
-EXEMPLARS = 12
 TOP_SUSPECTS = 10
 
 
@@ -73,6 +75,7 @@ def audit_run(
         except RunError as error:
             raise RunError(f"{run.checkpoint_folder}: {error}") from None
         unreadable = {int(row): str(reason) for row, reason in state.get("unreadable", ())}
+        features = Features.load(run.features_file, len(manifest))
     else:
         manifest = load_data(
             data,
@@ -82,22 +85,36 @@ def audit_run(
             split_column=split_column,
             classes=run.classes(),
         )
-        evidence, unreadable = predicted_evidence(run_path, manifest, device, observer)
+        evidence, unreadable, features = predicted_evidence(run_path, manifest, device, observer)
     if len(evidence.rows) == 0:
         raise DataError(
             f"{run_path}: no image has been predicted yet. Train at least one epoch: "
             f"elr train --resume {run_path}"
         )
     true_labels = _true_labels(manifest, truth, truth_column)
-    observer.note(f"ranking {len(evidence.rows):,} labels")
-    result, belief, model = rank_labels(evidence, manifest, threshold)
+    space = None
+    if features is None:
+        observer.note("the run holds no features: without neighbours and duplicates")
+    else:
+        observer.note(f"comparing {len(evidence):,} images")
+        space = FeatureSpace.of(features.vectors[evidence.rows])
+        evidence = replace(evidence, neighbours=neighbourhoods(space, evidence.classes))
+    observer.note(f"ranking {len(evidence):,} labels")
+    ranking = rank_labels(evidence, threshold)
+    result = ranking.result
+    if space is not None and features is not None:
+        nearest = nearest_exemplars(result, evidence.rows, space, report_images)
+        thumbnails = features.thumbnails[result.rows]
+        duplicates = find_duplicates(manifest, result.rows, thumbnails)
+        result = replace(result, nearest=nearest, duplicates=duplicates)
     settings = run.train_config()
-    summary = full_summary(result, belief, model, manifest, threshold) | {
+    summary = full_summary(result, ranking, manifest, threshold) | {
         "unreadable": [
             {"path": manifest.paths[row], "reason": unreadable[row]} for row in sorted(unreadable)
         ],
         "run": str(run_path),
         "data": str(manifest.root),
+        "applies_to_run": data is None,
         "backbone": settings.backbone,
         "method": settings.method,
         "epochs": settings.epochs,
@@ -123,29 +140,31 @@ def audit_run(
 
 def predicted_evidence(
     run_path: Path, manifest: Manifest, device: str, observer: Observer
-) -> tuple[Evidence, dict[int, str]]:
-    """Return the run's predictions for a data set that it never saw, and unreadable rows."""
+) -> tuple[Evidence, dict[int, str], Features]:
+    """Return what the run says of a data set that it never saw, and unreadable rows."""
     predictor = Predictor.load(run_path, device=device)
-    rows, probs, unreadable = [], [], {}
+    probs = np.zeros((len(manifest), manifest.num_classes), dtype=np.float32)
+    features = Features.empty(len(manifest))
+    seen = np.zeros(len(manifest), dtype=bool)
+    unreadable: dict[int, str] = {}
     done = 0
-    for seen, batch_probs, problems in predictor.manifest_batches(
-        manifest, np.arange(len(manifest))
-    ):
-        rows.append(seen)
-        probs.append(batch_probs.reshape(len(seen), manifest.num_classes))
-        unreadable.update(dict(problems))
-        done += len(seen) + len(problems)
+    for look in predictor.looks(manifest):
+        index = look.batch.index.numpy()
+        if len(index) > 0:
+            probs[index] = look.probs
+            features.keep(look)
+            seen[index] = True
+        unreadable.update(dict(look.batch.unreadable))
+        done += len(index) + len(look.batch.unreadable)
         observer.progress("predict", done, len(manifest))
-    found = np.concatenate(rows)
-    predicted = np.concatenate(probs)
+    found = np.flatnonzero(seen)
     evidence = Evidence(
         rows=found,
         labels=manifest.labels[found],
         held_out=np.ones(len(found), dtype=bool),
-        probs=predicted,
-        targets=predicted,
+        seen=probs,
     )
-    return evidence, unreadable
+    return evidence, unreadable, features
 
 
 def _true_labels(
@@ -168,61 +187,11 @@ def _true_labels(
     return np.array([known[path] for path in manifest.paths], dtype=np.int32)
 
 
-def rank_labels(
-    evidence: Evidence, manifest: Manifest, threshold: float
-) -> tuple[AuditResult, np.ndarray, LabelModel]:
-    """Score, calibrate and order the evidence; labels are flagged from `threshold` on.
-
-    Returns the result without its summary, P(true class) [M, K] in the result's order, and the
-    label model.
-    """
-    labels = evidence.labels
-    samples = np.arange(len(labels))
-    model = fit_label_model(evidence)
-    images_say = unpulled(evidence, model)
-    score = 1 - images_say[samples, labels]
-    belief = posterior(images_say, labels, model.error_rate)
-    error = 1 - belief[samples, labels]
-    order = np.lexsort((evidence.rows, -score))
-    top = np.argsort(-belief[order], axis=1, kind="stable")[:, :TOP_CLASSES]
-    flagged = error >= threshold
-    suggested = np.where(flagged, best_other(belief, labels), belief.argmax(axis=1))
-    result = AuditResult(
-        rows=evidence.rows[order],
-        labels=labels[order],
-        suggested=suggested[order].astype(np.int32),
-        score=score[order].astype(np.float32),
-        error_probability=error[order].astype(np.float32),
-        flagged=flagged[order],
-        top_classes=top.astype(np.int32),
-        top_probabilities=np.take_along_axis(belief[order], top, axis=1),
-        exemplars=_exemplars(evidence, error, manifest.num_classes),
-        summary={},
-    )
-    return result, belief[order], model
-
-
-def _exemplars(evidence: Evidence, error: np.ndarray, num_classes: int) -> dict[int, np.ndarray]:
-    """Return per class the rows whose label is least in doubt and best believed."""
-    exemplars = {}
-    belief = evidence.probs[np.arange(len(error)), evidence.labels]
-    for label in range(num_classes):
-        members = np.flatnonzero((evidence.labels == label) & (error < 0.5))
-        best = members[np.argsort(-belief[members], kind="stable")[:EXEMPLARS]]
-        exemplars[label] = evidence.rows[best]
-    return exemplars
-
-
 def full_summary(
-    result: AuditResult,
-    belief: np.ndarray,
-    model: LabelModel,
-    manifest: Manifest,
-    threshold: float,
+    result: AuditResult, ranking: Ranking, manifest: Manifest, threshold: float
 ) -> dict[str, Any]:
     """Return what the audit itself found, for `summary.json`."""
     samples = len(result)
-    low, high = model.interval
     estimate = float(result.error_probability.sum(dtype=np.float64))
     return {
         "samples": samples,
@@ -231,16 +200,29 @@ def full_summary(
         "threshold": threshold,
         "estimated_errors": {
             "estimate": round(estimate, 1),
-            "low": round(min(low * samples, estimate), 1),
-            "high": round(max(high * samples, estimate), 1),
+            "low": round(min(ranking.share.low * samples, estimate), 1),
+            "high": round(max(ranking.share.high * samples, estimate), 1),
         },
         "estimated_error_rate": round(estimate / samples, 6),
-        **summarise(result.labels, belief, result.flagged, manifest.classes),
+        **summarise(result.labels, ranking.joint, result.flagged, manifest.classes),
+        "duplicates": _duplicate_counts(result.duplicates, manifest),
+    }
+
+
+def _duplicate_counts(groups: Sequence[DuplicateGroup], manifest: Manifest) -> dict[str, int]:
+    different = [len(set(manifest.labels[list(group.rows)].tolist())) > 1 for group in groups]
+    return {
+        "groups": len(groups),
+        "same_file": sum(group.exact for group in groups),
+        "different_labels": sum(different),
     }
 
 
 def table_rows(result: AuditResult, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """Yield the rows of `audit.csv`, most suspicious first."""
+    group_of = {
+        row: number for number, group in enumerate(result.duplicates, 1) for row in group.rows
+    }
     for place in range(len(result)):
         row = int(result.rows[place])
         yield {
@@ -252,4 +234,5 @@ def table_rows(result: AuditResult, manifest: Manifest) -> Iterator[dict[str, An
             "score": round(float(result.score[place]), 6),
             "error_probability": round(float(result.error_probability[place]), 6),
             "flagged": int(result.flagged[place]),
+            "duplicates": group_of.get(row),
         }

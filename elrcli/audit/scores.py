@@ -6,13 +6,6 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 
-def best_other(belief: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the most believed class other than the given one, belief [M, K] -> [M] int32."""
-    others = belief.copy()
-    others[np.arange(len(labels)), labels] = -1.0
-    return np.asarray(others.argmax(axis=1), dtype=np.int32)
-
-
 def ranking_figures(score: np.ndarray, is_error: np.ndarray) -> dict[str, float | None]:
     """Return AUROC, average precision and precision among the first N of a ranking.
 

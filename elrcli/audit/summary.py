@@ -10,21 +10,22 @@ PAIRS = 20
 
 
 def summarise(
-    labels: np.ndarray, posterior: np.ndarray, flagged: np.ndarray, classes: tuple[str, ...]
+    labels: np.ndarray, joint: np.ndarray, flagged: np.ndarray, classes: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return per-class rates, noise matrix and confused pairs.
 
-    labels [M] given, posterior [M, K] P(true class), flagged [M] bool.
+    labels [M] given, joint [K, K] expected samples per (true, given) class, flagged [M] bool.
     """
-    joint = joint_counts(labels, posterior)
     given = joint.sum(axis=0)
     true = joint.sum(axis=1)
     matrix = joint / np.maximum(true, 1e-12)[:, None]
+    samples = np.bincount(labels, minlength=len(classes))
+    doubted = np.bincount(labels[flagged], minlength=len(classes))
     per_class = [
         {
             "class": name,
-            "samples": int((labels == label).sum()),
-            "flagged": int(flagged[labels == label].sum()),
+            "samples": int(samples[label]),
+            "flagged": int(doubted[label]),
             "estimated_error_rate": _rate(given[label] - joint[label, label], given[label]),
         }
         for label, name in enumerate(classes)
@@ -37,9 +38,14 @@ def summarise(
 
 
 def joint_counts(labels: np.ndarray, posterior: np.ndarray) -> np.ndarray:
-    """Return the expected number of samples per (true, given) class, [K, K] float64."""
+    """Return the expected number of samples per (true, given) class, [K, K] float64.
+
+    labels [M] given, posterior [M, K] P(true class).
+    """
     counts = np.zeros((posterior.shape[1], posterior.shape[1]))
-    np.add.at(counts.T, labels, posterior)
+    order = np.argsort(labels, kind="stable")
+    names, starts = np.unique(labels[order], return_index=True)
+    counts[:, names] = np.add.reduceat(posterior[order], starts, axis=0, dtype=np.float64).T
     return counts
 
 

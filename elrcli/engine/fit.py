@@ -195,9 +195,9 @@ class Training:
         self.method = build_method(config, self.network, parts, manifest.labels, classes)
         self.method.to(device)
         judged_twice = config.networks > 1
-        self.record = SampleRecord(
-            len(manifest), classes, config.epochs, held_out=judged_twice
-        ).to(device)
+        self.record = SampleRecord(len(manifest), classes, config.epochs, held_out=judged_twice).to(
+            device
+        )
         self.plan = self._plan()
         self.labels = torch.from_numpy(manifest.labels.astype(np.int64)).to(device)
         truth = manifest.truth

@@ -15,6 +15,7 @@ from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import Manifest, StringTable
 from elrcli.data.transforms import eval_transform
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.features import Look, look_at_images
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.observer import Observer
 from elrcli.errors import RunError
@@ -71,7 +72,20 @@ class Predictor:
         workers: int | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]]:
         """Yield (rows [B], probabilities [B, K] fp32, unreadable (row, reason)) in row order."""
-        loader = RowLoader(
+        loader = self._loader(manifest, rows, batch_size, workers)
+        for probs, batch in predict_batches(self.network, loader, self.runtime, self.preprocessing):
+            probabilities = probs.cpu().numpy().reshape(-1, len(self.classes))
+            yield batch.index.numpy(), probabilities, batch.unreadable
+
+    def looks(self, manifest: Manifest) -> Iterator[Look]:
+        """Yield predictions and features of every image, in row order."""
+        loader = self._loader(manifest, np.arange(len(manifest)), 64, None)
+        return look_at_images(self.network, loader, self.runtime, self.preprocessing)
+
+    def _loader(
+        self, manifest: Manifest, rows: np.ndarray, batch_size: int, workers: int | None
+    ) -> RowLoader:
+        return RowLoader(
             manifest,
             rows,
             eval_transform(self.preprocessing.image_size),
@@ -81,9 +95,6 @@ class Predictor:
             shuffle=False,
             pin_memory=self.runtime.device.type == "cuda",
         )
-        for probs, batch in predict_batches(self.network, loader, self.runtime, self.preprocessing):
-            probabilities = probs.cpu().numpy().reshape(-1, len(self.classes))
-            yield batch.index.numpy(), probabilities, batch.unreadable
 
 
 def predict_images(

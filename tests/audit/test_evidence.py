@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from elrcli.audit.evidence import evidence_of_run, normalised
+from elrcli.audit import evidence as module
+from elrcli.audit.evidence import Evidence, evidence_of_run, normalised
 from elrcli.data.manifest import Manifest, StringTable
 from elrcli.errors import RunError
 
@@ -21,28 +23,63 @@ def make_manifest() -> Manifest:
     )
 
 
-def make_state(targets: torch.Tensor, visits: list[int]) -> dict[str, object]:
-    record = {
-        "visits": torch.tensor(visits, dtype=torch.int32),
-        "prob_sum": torch.tensor([[2.0, 2.0], [0.0, 0.0], [0.5, 1.5]]),
-    }
-    return {"record": record, "method": {"loss.targets": targets}}
+def make_state(visits: list[int], **tables: list[list[float]]) -> dict[str, object]:
+    record = {name: torch.tensor(table) for name, table in tables.items()}
+    return {"record": record | {"visits": torch.tensor(visits, dtype=torch.int32)}}
+
+
+SUMS = [[3.0, 1.0], [0.0, 0.0], [0.5, 1.5]]
+
+
+def make_evidence() -> Evidence:
+    return evidence_of_run(make_manifest(), make_state([4, 0, 2], prob_sum=SUMS))
 
 
 def test_a_sample_that_was_never_seen_is_left_out():
-    targets = torch.tensor([[0.45, 0.15], [0.0, 0.0], [0.3, 0.3]])
-    evidence = evidence_of_run(make_manifest(), make_state(targets, [4, 0, 2]))
+    evidence = make_evidence()
     assert evidence.rows.tolist() == [0, 2]
     assert evidence.labels.tolist() == [0, 0]
     assert evidence.held_out.tolist() == [False, True]
-    # targets (.75, .25) and (.5, .5), mean predictions (.5, .5) and (.25, .75)
-    np.testing.assert_allclose(evidence.targets, [[0.75, 0.25], [0.5, 0.5]], rtol=1e-6)
-    np.testing.assert_allclose(evidence.probs, [[0.625, 0.375], [0.375, 0.625]], rtol=1e-6)
+    np.testing.assert_allclose(evidence.belief(np.arange(2)), [[0.75, 0.25], [0.25, 0.75]])
 
 
-def test_a_state_of_another_run_is_refused():
+def test_a_judge_has_as_much_weight():
+    state = make_state([4, 0, 2], prob_sum=SUMS, held_out_sum=[[1.0, 3.0], [0, 0], [1.5, 0.5]])
+    evidence = evidence_of_run(make_manifest(), state)
+    np.testing.assert_allclose(evidence.own(np.arange(2)), [[0.5, 0.5], [0.5, 0.5]])
+    np.testing.assert_allclose(evidence.verdict(np.arange(2)), [[0.25, 0.75], [0.75, 0.25]])
+
+
+def test_without_a_judge_the_verdict_is_the_prediction():
+    np.testing.assert_allclose(make_evidence().verdict(np.array([1])), [[0.25, 0.75]])
+
+
+def test_neighbours_have_as_much_weight():
+    evidence = replace(make_evidence(), neighbours=np.array([[1], [0]]))
+    # own (.75, .25), its neighbour (.25, .75)
+    np.testing.assert_allclose(evidence.belief(np.array([0])), [[0.5, 0.5]])
+
+
+def test_no_neighbours_is_no_evidence():
+    evidence = replace(make_evidence(), neighbours=np.empty((2, 0), dtype=np.int64))
+    np.testing.assert_allclose(evidence.belief(np.array([0])), [[0.75, 0.25]])
+
+
+def test_parts_cover_all_samples_once(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)  # one sample of two classes
+    assert [part.tolist() for part in make_evidence().chunks()] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"prob_sum": [[1.0] * 5] * 3},
+        {"prob_sum": SUMS, "held_out_sum": SUMS[:2]},
+    ],
+)
+def test_a_state_of_another_run_is_refused(tables):
     with pytest.raises(RunError, match="does not fit the manifest"):
-        evidence_of_run(make_manifest(), make_state(torch.zeros(3, 5), [1, 1, 1]))
+        evidence_of_run(make_manifest(), make_state([1, 1, 1], **tables))
 
 
 def test_a_state_without_evidence_is_refused():

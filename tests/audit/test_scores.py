@@ -3,12 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elrcli.audit.scores import best_other, ranking_figures
-
-
-def test_the_best_other_class_is_never_the_given_one():
-    belief = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.0, 1.0, 0.0]])
-    assert best_other(belief, np.array([0, 0, 1])).tolist() == [1, 2, 0]
+from elrcli.audit.scores import ranking_figures
 
 
 def test_a_perfect_ranking_has_figures_of_one():

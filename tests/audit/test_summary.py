@@ -13,7 +13,8 @@ def test_counts_are_summed_by_true_and_given_class():
 
 
 def test_rates_and_matrix_follow_from_the_counts():
-    summary = summarise(LABELS, POSTERIOR, np.array([False, True, False, False]), ("cat", "dog"))
+    joint = joint_counts(LABELS, POSTERIOR)
+    summary = summarise(LABELS, joint, np.array([False, True, False, False]), ("cat", "dog"))
     assert summary["per_class"] == [
         {"class": "cat", "samples": 2, "flagged": 1, "estimated_error_rate": 0.4},
         {"class": "dog", "samples": 2, "flagged": 0, "estimated_error_rate": 0.0},
@@ -31,5 +32,6 @@ def test_pairs_come_largest_first_and_need_half_a_sample():
 
 
 def test_a_class_without_samples_has_no_rate():
-    summary = summarise(LABELS, np.pad(POSTERIOR, ((0, 0), (0, 1))), LABELS > 5, ("a", "b", "c"))
+    joint = np.pad(joint_counts(LABELS, POSTERIOR), (0, 1))
+    summary = summarise(LABELS, joint, LABELS > 5, ("a", "b", "c"))
     assert summary["per_class"][2]["estimated_error_rate"] is None

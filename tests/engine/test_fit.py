@@ -28,6 +28,7 @@ from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
 from elrcli.methods.single import SingleNetwork
+from elrcli.models import create_network
 from elrcli.run import RunFolder, json_text, write_text
 from tests.engine.conftest import TINY
 from tests.shapes import write_shapes
@@ -358,6 +359,7 @@ def test_cross_entropy_is_elr_of_weight_zero(train):
         {},
         {"optimizer": "adamw", "accumulate": 2},
         {"mixup": True, "ema": True, "augment": "strong"},
+        {"method": "elr-halves", "optimizer": "adamw"},
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(train, tmp_path, settings):
@@ -496,6 +498,61 @@ def test_a_compiler_that_fails_is_named(train, monkeypatch):
     compile_with(monkeypatch, refuse)
     with pytest.raises(TrainingError, match=r"^--compile failed \(.*\)\. Leave it out\.$"):
         train(compile=True, epochs=1)
+
+
+# --- two networks, each on one half ---
+
+
+def test_two_networks_train_and_judge_each_other(train):
+    heard = Recorder()
+    run = train(method="elr-halves", observer=heard)
+    moved = changed(run, 1, 2)
+    for number in (0, 1):
+        assert {f"networks.{number}.fc.weight", f"networks.{number}.conv1.0.weight"} <= moved
+    state = load_checkpoint(run.checkpoint_folder)
+    record = state["record"]
+    torch.testing.assert_close(record["held_out_sum"].sum(dim=1), torch.full((24,), 2.0))
+    rows = run.manifest().rows("train")
+    assert not record["held_out_sum"][rows].allclose(record["prob_sum"][rows])
+    rows = run.manifest().rows("val")
+    assert record["held_out_sum"][rows].equal(record["prob_sum"][rows])  # nobody trains on them
+    assert state["method"]["owner"].sum() == 12
+    (plan,) = heard.plans
+    assert plan.parameters == 2 * sum(
+        p.numel() for p in create_network("test_resnet", 3).parameters()
+    )
+    assert run.features_file.is_file()
+
+
+def test_the_model_of_two_networks_holds_both(train, shared_run):
+    run = train(method="elr-halves", epochs=1)
+    names = safetensors.torch.load_file(shared_run.model_file)
+    model = safetensors.torch.load_file(run.model_file)
+    assert set(model) == {f"networks.{number}.{name}" for number in (0, 1) for name in names}
+    trained = weights(run, 1)
+    assert all(tensor.equal(trained[name]) for name, tensor in model.items())
+
+
+def test_two_networks_train_on_batches_of_one(train):
+    moved = changed(train(method="elr-halves", batch_size=1, epochs=1), 0, 1)
+    assert {"networks.0.fc.weight", "networks.1.fc.weight"} <= moved
+    assert not any("running" in name for name in moved)
+
+
+def test_a_network_without_images_in_a_batch_makes_no_step(train, shapes, tmp_path):
+    """Two batches of one image, one for each network."""
+    rows = ["circle/0000.png,a,train", "circle/0003.png,a,train", "square/0001.png,b,val"]
+    (tmp_path / "l.csv").write_text("\n".join(["path,label,split", *rows]))
+    data = {"data": tmp_path / "l.csv", "root": shapes}
+    run = train(**data, method="elr-halves", batch_size=1, optimizer="adamw", epochs=1)
+    state = load_checkpoint(run.checkpoint_folder)
+    assert sorted(state["method"]["owner"][:2].tolist()) == [0, 1]
+    assert {int(entries["step"]) for entries in state["optimizer"].values()} == {1}
+
+
+def test_freezing_the_backbone_trains_both_heads(train):
+    moved = changed(train(method="elr-halves", freeze="backbone", epochs=1), 0, 1)
+    assert moved == {f"networks.{i}.fc.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
 
 
 # --- when it cannot go on ---

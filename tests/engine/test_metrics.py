@@ -36,6 +36,13 @@ def test_losses_are_means_over_images_not_batches():
     assert EpochTotals(CPU).losses() == (0.0, 0.0, 0.0)
 
 
+def test_the_loss_is_that_of_an_image_whatever_the_step_minimised():
+    """Two networks minimise the sum of two means: 2 * (3 - 1) for the same images."""
+    totals = EpochTotals(CPU)
+    totals.add(step(3.0, -1.0)._replace(loss=torch.tensor(4.0)), images=2)
+    assert totals.losses() == (2.0, 3.0, -1.0)
+
+
 def test_waiting_is_measured_between_items():
     totals = EpochTotals(CPU)
 

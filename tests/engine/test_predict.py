@@ -45,6 +45,24 @@ def test_probabilities_are_those_of_the_saved_network(shared_run, files):
     assert prediction.error is None
 
 
+def test_two_networks_predict_by_the_mean_of_their_logits(train, files):
+    run = train(method="elr-halves", epochs=1)
+    state = safetensors.torch.load_file(run.model_file)
+    stored = run.config()["preprocessing"]
+    pixels = torch.from_numpy(read_image(files[5], 32)).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(stored[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    logits = []
+    for prefix in ("networks.0.", "networks.1."):
+        network = create_network("test_resnet", 3).eval()
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        network.load_state_dict(own)
+        logits.append(network((pixels - mean) / std).detach())
+    assert not torch.allclose(*logits)
+    expected = ((logits[0] + logits[1]) / 2).softmax(dim=1)[0].numpy()
+    (prediction,) = predict_images(run.path, [files[5]], device="cpu")
+    np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("batch_size", "workers"), [(64, None), (5, 0), (7, 2)])
 def test_predictions_come_in_the_order_given(shared_run, files, batch_size, workers):
     order = [*reversed(files), files[3], files[3]]
@@ -151,6 +169,12 @@ def test_a_damaged_model_is_named(run_copy, content):
 
 def test_a_model_for_other_classes_is_named(run_copy):
     write_text(run_copy.classes_file, json_text({"classes": ["a", "b"]}))
+    with pytest.raises(ModelError, match=r"model\.safetensors: weights do not fit"):
+        Predictor.load(run_copy.path)
+
+
+def test_a_model_of_one_network_is_no_model_of_two(run_copy):
+    change(run_copy, "settings", method="elr-halves")
     with pytest.raises(ModelError, match=r"model\.safetensors: weights do not fit"):
         Predictor.load(run_copy.path)
 

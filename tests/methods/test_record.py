@@ -46,6 +46,29 @@ def test_everything_is_in_the_state_dict():
     }
 
 
+def test_held_out_predictions_are_summed_beside_the_others():
+    record = SampleRecord(3, 2, epochs=2, held_out=True)
+    index, labels = torch.tensor([2, 0]), torch.tensor([0, 1])
+    probs = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for epoch in range(2):
+        held_out = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+        record.update(probs, labels, index, epoch, held_out)
+    assert record.held_out_sum.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.5, 1.5]]
+    assert record.prob_sum.tolist() == [[0.0, 2.0], [0.0, 0.0], [2.0, 0.0]]
+    assert record.prediction.tolist() == [1, -1, 0]  # of the network that trains
+
+
+def test_without_a_second_judge_nothing_is_held_out():
+    probs, zero = torch.tensor([[0.25, 0.75]]), torch.tensor([0])
+    plain = SampleRecord(1, 2, epochs=1)
+    plain.update(probs, zero, zero, 0, held_out=probs)
+    assert plain.held_out_sum is None
+    judged = SampleRecord(1, 2, epochs=1, held_out=True)
+    judged.update(probs, zero, zero, 0)
+    assert judged.held_out_sum.tolist() == [[0.0, 0.0]]
+    assert set(judged.state_dict()) - set(plain.state_dict()) == {"held_out_sum"}
+
+
 def test_no_gradient_is_kept():
     record = SampleRecord(1, 2, epochs=1)
     probs = torch.tensor([[0.25, 0.75]], requires_grad=True)

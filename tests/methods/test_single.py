@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn import functional
 from elrcli.config import TrainConfig
 from elrcli.methods.build import build_method
 from elrcli.methods.elr import ELRLoss, clamped_softmax
-from elrcli.methods.single import SingleNetwork, WeightAverage, draw_mixup
+from elrcli.methods.single import SingleNetwork, StepResult, WeightAverage, draw_mixup, judge
 
 CLASSES = 3
 LABELS, INDEX = torch.tensor([0, 1, 2, 1]), torch.tensor([5, 0, 3, 2])
@@ -31,11 +32,17 @@ def method(lam: float = 3.0, **options: float) -> SingleNetwork:
     return SingleNetwork(network(), ELRLoss(6, CLASSES, lam=lam), **options)
 
 
+def build(**settings: object) -> SingleNetwork:
+    model = network()
+    config = TrainConfig(data="d", **settings)
+    return build_method(config, model, [model], np.zeros(6, dtype=np.int32), CLASSES)
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def step(of: SingleNetwork, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step(of: SingleNetwork, images: Tensor) -> StepResult:
     return of.training_step(images, LABELS, INDEX, generator())
 
 
@@ -52,6 +59,7 @@ def test_a_step_is_the_public_loss_on_the_networks_logits(images):
     torch.testing.assert_close(result.probs, logits.detach().softmax(dim=1))
     torch.testing.assert_close(result.cross_entropy + result.elr_term, result.loss.detach())
     assert not result.probs.requires_grad
+    assert result.held_out is None  # the one network has trained on every image
 
 
 def test_lambda_zero_is_cross_entropy_that_keeps_targets(images):
@@ -63,20 +71,16 @@ def test_lambda_zero_is_cross_entropy_that_keeps_targets(images):
 
 
 def test_cross_entropy_equals_elr_of_weight_zero(images):
-    losses = []
-    for settings in ({"method": "ce"}, {"method": "elr", "lam": 0.0}):
-        config = TrainConfig(data="d", **settings)
-        losses.append(step(build_method(config, network(), 6, CLASSES), images).loss)
-    assert losses[0].equal(losses[1])
+    one, other = build(method="ce"), build(method="elr", lam=0.0)
+    assert step(one, images).loss.equal(step(other, images).loss)
 
 
 def test_build_reads_the_settings():
-    config = TrainConfig(data="d", lam=5, beta=0.9, ema=True, ema_decay=0.5, mixup=True)
-    built = build_method(config, network(), 6, CLASSES)
+    built = build(lam=5, beta=0.9, ema=True, ema_decay=0.5, mixup=True)
     assert (built.loss.lam, built.loss.beta, built.mixup_alpha) == (5.0, 0.9, 1.0)
     assert built.average.decay == 0.5
     assert built.targets.shape == (6, CLASSES)
-    plain = build_method(TrainConfig(data="d"), network(), 6, CLASSES)
+    plain = build()
     assert plain.average is plain.mixup_alpha is None
 
 
@@ -96,6 +100,15 @@ def test_predict_uses_eval_mode_and_leaves_every_mode_as_it_was(images):
     assert one.network.training
     assert not norm.training
     assert norm.num_batches_tracked == 0
+
+
+def test_a_judge_keeps_no_gradient_and_goes_back_to_its_mode(images):
+    model = network()
+    logits = judge(model, images)
+    assert not logits.requires_grad
+    assert all(module.training for module in model.modules())
+    torch.testing.assert_close(judge(model.eval(), images), logits)
+    assert not any(module.training for module in model.modules())
 
 
 # --- mixup ---

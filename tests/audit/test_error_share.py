@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from elrcli.audit.error_share import estimate_error_share, sharpened
+from tests.audit.labels import draw_beliefs, pair_errors, uniform_errors
+
+SAMPLES, CLASSES = 3000, 5
+
+
+def estimate(labels, belief):
+    return estimate_error_share(belief, labels, population=len(labels))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.2, 0.4])
+@pytest.mark.parametrize("draw", [uniform_errors, pair_errors])
+def test_the_share_is_found_and_lies_in_its_interval(rate, draw):
+    belief, truth = draw_beliefs(SAMPLES, CLASSES)
+    labels = draw(truth, CLASSES, rate)
+    share = estimate(labels, belief)
+    assert share.estimate == pytest.approx((labels != truth).mean(), abs=0.025)
+    assert share.low <= (labels != truth).mean() <= share.high
+
+
+@pytest.mark.parametrize("power", [0.75, 1.5])
+def test_a_network_that_is_too_sure_or_not_sure_enough_does_not_mislead(power):
+    belief, truth = draw_beliefs(SAMPLES, CLASSES)
+    labels = uniform_errors(truth, CLASSES, 0.2)
+    share = estimate(labels, sharpened(belief, power))
+    assert share.estimate == pytest.approx((labels != truth).mean(), abs=0.03)
+    assert share.sharpness == pytest.approx(1 / power, rel=0.25)
+
+
+def test_few_of_many_samples_leave_more_in_doubt_than_all_of_them():
+    belief, truth = draw_beliefs(300, CLASSES)
+    labels = uniform_errors(truth, CLASSES, 0.2)
+    all_seen = estimate_error_share(belief, labels, population=300)
+    few_seen = estimate_error_share(belief, labels, population=30_000)
+    assert few_seen.estimate == all_seen.estimate
+    assert few_seen.high - few_seen.low > all_seen.high - all_seen.low + 0.05
+
+
+def test_many_classes_with_few_samples_each():
+    belief, truth = draw_beliefs(600, 100)
+    labels = uniform_errors(truth, 100, 0.2)
+    share = estimate(labels, belief)
+    assert share.estimate == pytest.approx(0.2, abs=0.06)
+
+
+def test_one_sample():
+    share = estimate_error_share(np.array([[0.9, 0.1]]), np.array([0]), population=1)
+    assert 0 <= share.low <= share.estimate <= share.high <= 1
+
+
+def test_the_order_of_the_samples_does_not_matter():
+    belief, truth = draw_beliefs(200, 3)
+    labels = uniform_errors(truth, 3, 0.2)
+    order = np.random.default_rng(1).permutation(200)
+    one, other = estimate(labels, belief), estimate(labels[order], belief[order])
+    assert one.estimate == pytest.approx(other.estimate, abs=1e-6)
+
+
+def test_sharpening_keeps_the_order_and_sums_to_one():
+    sharp = sharpened(np.array([[0.6, 0.3, 0.1]]), 2.0)
+    np.testing.assert_allclose(sharp, [[0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]])
