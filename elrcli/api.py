@@ -153,11 +153,12 @@ def audit_labels(
     """
     check_names(settings, "audit_labels()")
     from elrcli.audit import audit_run
-    from elrcli.audit.quick import is_run, run_for_audit
+    from elrcli.audit.quick import run_for_audit
+    from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
     run = Path(target)
-    if is_run(run):
+    if RunFolder(run).is_run():
         refused = [*settings, *(["overwrite"] if overwrite else [])]
         if refused:
             raise ConfigError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
@@ -211,6 +212,7 @@ def apply_decisions(
 ) -> Plan:
     """Write a corrected dataset from reviewed decisions and return what was changed.
 
+    `run` is a run, or the output of `elr audit DATA --out`, which holds one.
     An `out` that ends in .csv becomes a CSV file with paths from the data root, any other a
     folder of class folders, filled by `mode` (copy, hardlink or symlink; default copy). The
     run's own data is only read. `dry_run` writes nothing and needs no `out`.
@@ -225,11 +227,15 @@ def apply_decisions(
     to_csv = out is not None and Path(out).suffix.lower() == ".csv"
     if to_csv and mode is not None:
         raise ConfigError(f"{out}: a CSV file does not use --mode. Leave it out.")
-    folder = RunFolder.open(Path(run))
+    place = Path(run)
+    audit_folder = RunFolder(place).audit_folder
+    if not RunFolder(place).is_run() and RunFolder(place / "run").is_run():
+        place, audit_folder = place / "run", place  # what `elr audit DATA --out` writes
+    folder = RunFolder.open(place)
     plan = plan_corrections(
         _with_given_splits(folder),
         _path(decisions),
-        audit_csv=folder.audit_folder / "audit.csv",
+        audit_csv=audit_folder / "audit.csv",
         accept_above=accept_above,
     )
     if out is None or dry_run:

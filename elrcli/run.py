@@ -91,7 +91,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file. Choose another --out.")
         if path.is_dir() and any(path.iterdir()):
-            if not cls(path)._is_run():
+            if not cls(path).is_run():
                 raise RunError(f"{path}: not empty and not a run. Choose another --out.")
             if not overwrite:
                 raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
@@ -102,7 +102,7 @@ class RunFolder:
             raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
         return cls(path)
 
-    def _is_run(self) -> bool:
+    def is_run(self) -> bool:
         """Tell whether `elr` wrote `config.json`: other programs use that name too."""
         try:
             return "elr" in self.config()

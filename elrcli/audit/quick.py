@@ -20,14 +20,6 @@ DATA_SETTINGS = ("root", "path_column", "label_column", "split_column")
 MACHINE_SETTINGS = ("cache", "device", "workers")  # nothing in a finished run depends on them
 
 
-def is_run(path: Path) -> bool:
-    """Tell a run from data: other programs write a `config.json`, too."""
-    try:
-        return "elr" in RunFolder(path).config()
-    except RunError:
-        return False
-
-
 def audit_config(data: Path, settings: Mapping[str, Any]) -> TrainConfig:
     """Return how a run for an audit is trained; `settings` win over AUDIT_SETTINGS."""
     return TrainConfig(**{**AUDIT_SETTINGS, **settings, "data": data})
@@ -50,12 +42,12 @@ def run_for_audit(
     config = audit_config(data, settings)
     if not data.exists():
         raise DataError(f"{data}: no such file or folder. Name a run, or images to audit.")
-    if is_run(data / "run"):
+    if RunFolder(data / "run").is_run():
         raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
     if out is None and overwrite:
         raise ConfigError("--overwrite: needs --out DIR. Without it every run is a new one.")
     run = RunFolder(_new_path(data) if out is None else out / "run")
-    is_there = out is not None and not overwrite and is_run(run.path)
+    is_there = out is not None and not overwrite and run.is_run()
     if is_there:
         is_finished = run.model_file.is_file() and run.features_file.is_file()
         ignored = {*DATA_SETTINGS, *(MACHINE_SETTINGS if is_finished else ())}

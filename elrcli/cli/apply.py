@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def apply(
-    run: Annotated[Path, typer.Argument(help="Folder written by `elr train`.")],
+    run: Annotated[Path, typer.Argument(help="Folder written by `elr train` or `elr audit`.")],
     decisions: Annotated[
         Path | None,
         typer.Argument(help="decisions.csv from the review page.", show_default="none"),

@@ -31,8 +31,7 @@ TRAINING_SETTINGS = (
     "pretrained",
     "weights",
     "small_input",
-    "mixup",
-    "ema",
+    "method",
     "epochs",
     "batch_size",
     "lr",
@@ -141,13 +140,12 @@ def audit(
     Images need no run: one is trained for the audit.
     """
     from elrcli import api
-    from elrcli.audit.quick import is_run
     from elrcli.cli import console
-    from elrcli.run import newest_run
+    from elrcli.run import RunFolder, newest_run
 
     given = given_settings(context, settings)
     target = newest_run() if target is None else target
-    trains = not is_run(target)
+    trains = not RunFolder(target).is_run()
     if not trains:
         own = TRAINING_SETTINGS if data is not None else (*COLUMN_SETTINGS, *TRAINING_SETTINGS)
         _refuse_with_run(context, target, [name for name in given if name in own])

@@ -17,7 +17,7 @@ from elrcli.data.loader import Batch, RowLoader
 from elrcli.engine.checkpoints import write_tensors
 from elrcli.engine.device import Runtime
 from elrcli.errors import RunError
-from elrcli.models import Preprocessing, features_kept
+from elrcli.models import Preprocessing, features_kept, members
 
 FEATURES = 256  # a random projection to so many numbers keeps distances within a few percent
 THUMBNAIL = 16  # pixels a side
@@ -78,6 +78,7 @@ def look_at_images(
 ) -> Iterator[Look]:
     """Yield predictions, features and thumbnails in the loader's order, network in eval mode."""
     projection: Tensor | None = None
+    parts = members(network)
     with features_kept(network) as features:
         for batch in loader.epoch(0):
             if len(batch.index) == 0:
@@ -86,7 +87,8 @@ def look_at_images(
                 continue
             images = runtime.normalise(batch.images, preprocessing)
             with runtime.autocast():
-                logits = network.forward(images)  # not compiled: that would hide the features
+                # Not as compiled networks: they would hide the features.
+                logits = torch.stack([part.forward(images) for part in parts]).mean(dim=0)
             vectors = functional.normalize(features().float())
             if projection is None:
                 projection = _projection(vectors.shape[1]).to(vectors.device)

@@ -192,7 +192,9 @@ class Training:
         freeze(self.network, config.freeze)
         self.network.to(device).to(memory_format=torch.channels_last)
         parts = members(self.network)
-        self.method = build_method(config, self.network, parts, manifest.labels, classes)
+        self.method = build_method(
+            config, self.network, parts, manifest.labels, manifest.rows("train"), classes
+        )
         self.method.to(device)
         judged_twice = config.networks > 1
         self.record = SampleRecord(len(manifest), classes, config.epochs, held_out=judged_twice).to(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elrcli.api import audit_labels
-from elrcli.audit.quick import audit_config, is_run, other_settings, run_for_audit
+from elrcli.audit.quick import audit_config, other_settings, run_for_audit
 from elrcli.config import AUDIT_SETTINGS, TrainConfig
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
@@ -120,12 +120,12 @@ def test_backbones_take_the_small_size(backbone):
 
 
 def test_a_run_is_known_by_what_elr_wrote(tmp_path):
-    assert not is_run(tmp_path / "missing")
-    assert not is_run(tmp_path)
+    assert not RunFolder(tmp_path / "missing").is_run()
+    assert not RunFolder(tmp_path).is_run()
     (tmp_path / "config.json").write_text('{"model": "of another program"}')
-    assert not is_run(tmp_path)
+    assert not RunFolder(tmp_path).is_run()
     (tmp_path / "config.json").write_text('{"elr": "0.1.0"}')
-    assert is_run(tmp_path)
+    assert RunFolder(tmp_path).is_run()
 
 
 def test_a_missing_path_is_named(tmp_path):
@@ -179,7 +179,7 @@ def test_without_out_the_run_goes_to_runs(photos):
     run = Path(result.summary["run"])
     assert run.parent == Path("runs")
     assert run.name.startswith("photos-audit-")
-    assert is_run(run)
+    assert RunFolder(run).is_run()
     assert (run / "audit/audit.csv").is_file()
     assert len(result) == 24
 

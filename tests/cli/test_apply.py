@@ -18,7 +18,7 @@ def make_run(data: Path) -> Path:
     (run / "audit").mkdir(parents=True)
     manifest = draw_validation(load_data(data), 0.3, seed=0)
     settings = TrainConfig(data=data.absolute()).to_dict()
-    content = {"settings": settings, "data_root": str(manifest.root)}
+    content = {"elr": "0.1.0", "settings": settings, "data_root": str(manifest.root)}
     (run / "config.json").write_text(json.dumps(content))
     (run / "classes.json").write_text(json.dumps({"classes": manifest.classes}))
     (run / "manifest.csv").write_text(manifest_text(manifest))
@@ -68,6 +68,15 @@ def test_sure_suggestions_without_a_review(elr, run):
     assert outcome == (0, "fixed.csv\n", "")
     changed = {path for path, label in labels("fixed.csv").items() if not path.startswith(label)}
     assert changed == {"cat/0000.png", "cat/0004.png"}
+
+
+def test_the_output_of_an_audit_of_images_is_as_good_as_its_run(elr, run):
+    Path("checked").mkdir()
+    run.rename("checked/run")
+    Path("checked/run/audit/audit.csv").rename("checked/audit.csv")
+    outcome = elr("apply", "checked", "-o", "fixed.csv", "--accept-above", 0.95, "-q")
+    assert outcome == (0, "fixed.csv\n", "")
+    assert labels("fixed.csv")["cat/0004.png"] == "dog"
 
 
 def test_a_decision_wins_over_a_suggestion(elr, run):

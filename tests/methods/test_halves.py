@@ -213,9 +213,10 @@ def test_a_loaded_state_reaches_the_networks_that_train(images):
 def test_build_draws_the_halves_by_labels_and_seed():
     pair, labels = Pair(), np.arange(30) % CLASSES
     config = TrainConfig(data="d", method="elr-halves", lam=5, beta=0.9, seed=3)
-    built = build_method(config, pair, list(pair.networks), labels, CLASSES)
+    trained = np.arange(0, 30, 2)
+    built = build_method(config, pair, list(pair.networks), labels, trained, CLASSES)
     assert isinstance(built, TwoHalves)
-    assert built.owner.tolist() == draw_halves(labels, 3).tolist()
+    assert built.owner[trained].tolist() == draw_halves(labels[trained], 3).tolist()
     assert (built.loss.lam, built.loss.beta) == (5.0, 0.9)
     assert built.targets.shape == (30, CLASSES)
     assert built.prediction_network() is pair

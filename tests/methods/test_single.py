@@ -35,7 +35,8 @@ def method(lam: float = 3.0, **options: float) -> SingleNetwork:
 def build(**settings: object) -> SingleNetwork:
     model = network()
     config = TrainConfig(data="d", **settings)
-    return build_method(config, model, [model], np.zeros(6, dtype=np.int32), CLASSES)
+    labels = np.zeros(6, dtype=np.int32)
+    return build_method(config, model, [model], labels, np.arange(6), CLASSES)
 
 
 def generator() -> torch.Generator:
