@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cleanlab.rank import get_label_quality_scores
 from sklearn.model_selection import StratifiedKFold
 
 from elrcli import api
-from elrcli.audit.evidence import Evidence, evidence_of_run, normalised
+from elrcli.audit.evidence import Evidence, agreed, evidence_of_run, normalised
 from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
 from elrcli.audit.ranking import rank_labels
 from elrcli.audit.scores import ranking_figures
@@ -96,7 +97,8 @@ def train(noise: str, seed: int, kind: str, args: argparse.Namespace) -> None:
     )
     minutes = (time.monotonic() - started) / 60
     manifest = run.manifest()
-    evidence = evidence_of_run(manifest, load_checkpoint(run.checkpoint_folder))
+    state = load_checkpoint(run.checkpoint_folder)
+    evidence, record = evidence_of_run(manifest, state), state["record"]
     features = Features.load(run.features_file, len(manifest))
     assert features is not None
     assert manifest.truth is not None
@@ -107,6 +109,9 @@ def train(noise: str, seed: int, kind: str, args: argparse.Namespace) -> None:
         held_out=evidence.held_out,
         seen=evidence.seen,
         judged=np.zeros(0) if evidence.judged is None else evidence.judged,
+        targets=state["method"]["loss.targets"].numpy(),
+        agreements=record["agreements"].numpy(),
+        losses=-record["given_prob"].float().clamp_min(LOWEST).log().mean(dim=1).numpy(),
         margins=PeerRecord.margins,
         last=PeerRecord.last,
         features=np.zeros(0) if kind.startswith("fold") else features.vectors,
@@ -197,6 +202,50 @@ def audit_figures(stored: Any, is_error: np.ndarray) -> dict[str, Any]:
     }
 
 
+def evidence_kinds(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return scores [N], higher is more suspicious, for every kind of evidence that is kept."""
+    labels = stored["labels"].astype(int)
+    samples, classes = np.arange(len(labels)), stored["seen"].shape[1]
+    mean = normalised(stored["seen"])
+    beside = neighbourhoods(FeatureSpace.of(stored["features"]), classes)
+    votes = np.eye(classes)[labels][beside].mean(axis=1)
+    around = mean[beside].mean(axis=1)
+    return {
+        "ELR target": 1 - normalised(stored["targets"])[samples, labels],
+        "last prediction": 1 - stored["last"][samples, labels],
+        "mean loss": stored["losses"],
+        "agreement": -stored["agreements"].astype(float),
+        "mean margin": -stored["margins"],
+        "mean probability (m)": 1 - mean[samples, labels],
+        "neighbours' labels": 1 - votes[samples, labels],
+        "neighbours' m": 1 - around[samples, labels],
+        "m and target": 1 - (mean + normalised(stored["targets"]))[samples, labels] / 2,
+        "m and neighbours' m": 1 - agreed(mean, around)[samples, labels],
+    }
+
+
+def print_evidence(args: argparse.Namespace) -> None:
+    """Print the average precision of every kind of evidence, means over the seeds, as Markdown.
+
+    Only trained samples are ranked: held-out ones have evidence of another scale.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for noise in args.noise.split(","):
+        for path in sorted(args.out.glob(f"{noise}-[0-9]-{args.evidence}.npz")):
+            stored = np.load(path)
+            trained = ~stored["held_out"]
+            is_error = (stored["labels"] != stored["truth"])[trained]
+            for name, score in evidence_kinds(stored).items() if is_error.any() else ():
+                figures = ranking_figures(score[trained], is_error)
+                found.setdefault(name, {}).setdefault(noise, []).append(figures["ap"] or 0.0)
+    columns = list(next(iter(found.values())))
+    print(f"| average precision | {' | '.join(columns)} | mean |\n|{'---|' * (len(columns) + 2)}")
+    for name, cells in found.items():
+        means = [float(np.mean(cells[noise])) for noise in columns]
+        shown = " | ".join(f"{value:.3f}" for value in (*means, np.mean(means)))
+        print(f"| {name} | {shown} |")
+
+
 def calibration_error(probability: np.ndarray, happened: np.ndarray) -> float:
     """Return the mean distance of predicted and true shares over 10 bins, weighted by size."""
     bins = np.minimum((probability * 10).astype(int), 9)
@@ -276,9 +325,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=240)
+    parser.add_argument("--evidence", help="only print how kinds of evidence rank: elr, halves, ce")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.evidence:
+        print_evidence(args)
+        return
     if not args.table:
         run_cells(args)
         measure_cells(args)

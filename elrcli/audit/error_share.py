@@ -23,7 +23,7 @@ from elrcli.audit.evidence import normalised
 SHARPNESS = np.exp(np.linspace(np.log(0.5), np.log(2.5), 25))
 SHARPNESS_SPREAD = 0.3  # deviation of log s before any label is seen
 LIKELY = 1.35  # log-likelihood below its maximum at the ends of a 90% interval
-DOUBT = 3  # steps of SHARPNESS, some 20%, by which confidence may mislead beyond that
+DOUBT = 2  # steps of SHARPNESS, some 14%, by which the models may mislead beyond that
 QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
 TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
