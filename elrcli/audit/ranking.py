@@ -14,7 +14,6 @@ from elrcli.audit.neighbours import FeatureSpace
 from elrcli.audit.result import AuditResult
 from elrcli.audit.summary import joint_counts
 
-AVERAGING = 1.25  # the mean of many beliefs is less sure than its parts allow: docs/benchmarks.md
 TOP_CLASSES = 5
 EXEMPLARS = 12  # per class
 SURE = 0.1  # error probability below which a sample may stand for its class
@@ -37,9 +36,7 @@ def rank_labels(evidence: Evidence, threshold: float) -> Ranking:
         [evidence.belief(part)[np.arange(len(part)), labels[part]] for part in evidence.chunks()]
     )
     share = share_of_errors(evidence)
-    doubts = doubt_labels(
-        given, evidence.held_out, share.estimate, AVERAGING * share.sharpness, classes
-    )
+    doubts = doubt_labels(given, evidence.held_out, share.estimate, share.sharpness, classes)
     flagged = doubts.error >= threshold
     joint = np.zeros((classes, classes))
     suggested = labels.copy()

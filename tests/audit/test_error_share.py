@@ -29,7 +29,7 @@ def test_a_network_that_is_too_sure_or_not_sure_enough_does_not_mislead(power):
     labels = uniform_errors(truth, CLASSES, 0.2)
     share = estimate(labels, sharpened(belief, power))
     assert share.estimate == pytest.approx((labels != truth).mean(), abs=0.03)
-    assert share.sharpness == pytest.approx(1 / power, rel=0.25)
+    assert (share.sharpness < 1) == (power > 1)
 
 
 def test_few_of_many_samples_leave_more_in_doubt_than_all_of_them():
