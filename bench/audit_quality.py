@@ -1,9 +1,10 @@
 """The audit against cleanlab and AUM: ranking, count, calibration, cost.
 
 On subsets of CIFAR-10 with human labels (CIFAR-10N), synthetic noise and clean labels, one
-network is fine-tuned with the same settings and epochs for all: once for `elr` (a normal run),
-once for `halves` (what `elr audit DATA` trains), once with cross-entropy for AUM (mean margin of
-the logits over the epochs), five times with cross-entropy for cleanlab's cross-validation. Every
+network is fine-tuned with the same settings and epochs for all: once for `elr`, the method of
+`elr train` and `elr audit DATA`, once for `halves` (`--method elr-halves`), once with
+cross-entropy for AUM (mean margin of the logits over the epochs), five times with cross-entropy
+for cleanlab's cross-validation. Every
 training keeps its evidence in a file, every method and set has a JSON file with its figures; the
 script stops when its time is used up and goes on where it stopped.
 """
@@ -45,8 +46,8 @@ SETTINGS = {
     "ce": {"method": "ce"},
 }
 TITLES = {
-    "halves": "elr audit DATA",
-    "elr": "elr audit RUN",
+    "elr": "elr audit",
+    "halves": "elr audit, two halves",
     "aum": "AUM",
     "cleanlab": "cleanlab, 5 folds",
 }
@@ -238,7 +239,7 @@ def print_evidence(args: argparse.Namespace) -> None:
             for name, score in evidence_kinds(stored).items() if is_error.any() else ():
                 figures = ranking_figures(score[trained], is_error)
                 found.setdefault(name, {}).setdefault(noise, []).append(figures["ap"] or 0.0)
-    columns = list(next(iter(found.values())))
+    columns = list(next(iter(found.values()), {}))
     print(f"| average precision | {' | '.join(columns)} | mean |\n|{'---|' * (len(columns) + 2)}")
     for name, cells in found.items():
         means = [float(np.mean(cells[noise])) for noise in columns]

@@ -22,6 +22,7 @@ import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest, StringTable, manifest_text
 from elrcli.engine.checkpoints import save_checkpoint
+from elrcli.engine.features import Features
 from elrcli.run import RunFolder, json_text, write_text
 
 EPOCHS = 10
@@ -29,7 +30,7 @@ CHUNK = 20_000
 WRONG = 0.1
 
 
-def write_run(folder: Path, samples: int, classes: int, seed: int = 0) -> RunFolder:
+def write_run(folder: Path, samples: int, classes: int, features: bool, seed: int = 0) -> RunFolder:
     """Write a run whose predictions are sure of the true class, with a tenth of wrong labels."""
     rng = np.random.default_rng(seed)
     run = RunFolder.create(folder, overwrite=True)
@@ -53,6 +54,15 @@ def write_run(folder: Path, samples: int, classes: int, seed: int = 0) -> RunFol
         "visits": torch.full((samples,), EPOCHS, dtype=torch.int32),
     }
     save_checkpoint(run.checkpoint_folder, EPOCHS, {"record": record, "unreadable": []})
+    if features:
+        made_up = Features.empty(samples)
+        centres = rng.standard_normal((classes, made_up.vectors.shape[1]), dtype=np.float32)
+        for start in range(0, samples, CHUNK):
+            part = made_up.vectors[start : start + CHUNK]
+            noise = rng.standard_normal(part.shape, dtype=np.float32)
+            part[:] = 0.05 * (centres[truth[start : start + CHUNK]] + noise)
+        made_up.thumbnails[:] = rng.integers(0, 256, made_up.thumbnails.shape, dtype=np.uint8)
+        made_up.save(run.features_file)
     settings = TrainConfig(data=folder / "images", epochs=EPOCHS).to_dict()
     content = {"elr": elrcli.__version__, "settings": settings, "data_root": str(manifest.root)}
     write_text(run.classes_file, json_text({"classes": names}))
@@ -67,18 +77,23 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--classes", type=int, default=1_000)
     parser.add_argument("--folder", type=Path, default=Path("scale-run"))
+    parser.add_argument("--features", action="store_true", help="with features and thumbnails")
     parser.add_argument("--keep", action="store_true", help="leave the run folder there")
     args = parser.parse_args()
-    run = write_run(args.folder, args.samples, args.classes)
+    run = write_run(args.folder, args.samples, args.classes, args.features)
     command = [sys.executable, "-m", "elrcli", "audit", str(run.path), "--json", "--quiet"]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    summary = json.loads(process.stdout.read())
-    _, _, usage = os.wait4(process.pid, 0)
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"the audit failed with status {os.waitstatus_to_exitcode(status)}")
+    summary = json.loads(printed)
     figures = {
         "samples": args.samples,
         "classes": args.classes,
+        "features": args.features,
         "seconds": round(time.monotonic() - started, 1),
         "peak_gb": round(usage.ru_maxrss / 1024**2, 2),
         "table_gb": round(args.samples * args.classes * 4 / 1024**3, 2),

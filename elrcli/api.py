@@ -157,6 +157,11 @@ def audit_labels(
     from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
+    table_format(Path(f"audit.{format}"))  # such problems are better noticed before any work
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold {threshold}: must be between 0 and 1.")
+    if report_images < 1:
+        raise ConfigError(f"--report-images {report_images}: must be at least 1.")
     run = Path(target)
     if RunFolder(run).is_run():
         refused = [*settings, *(["overwrite"] if overwrite else [])]
@@ -165,7 +170,6 @@ def audit_labels(
     else:
         if data is not None:
             raise ConfigError(f"{run}: is no run, so it cannot rank the labels of {data}.")
-        table_format(Path(f"audit.{format}"))  # such problems are better noticed before training
         if truth is not None and not Path(truth).exists():
             raise DataError(f"{truth}: no such file. Check --truth.")
         columns = {

@@ -85,6 +85,8 @@ def create_network(
         network = _download(backbone, options)
     else:
         network = timm.create_model(backbone, **options)
+    if not classifier_names(network):
+        raise ModelError(f"{backbone}: has no head for classes. Choose another --backbone.")
     calm_head(network)
     if weights is not None:
         load_weights(network, weights, classifier_names(network))
@@ -132,7 +134,7 @@ def classifier_names(network: nn.Module) -> tuple[str, ...]:
     if isinstance(network, Ensemble):
         parts = [classifier_names(part) for part in network.networks]
         return tuple(f"networks.{i}.{name}" for i, names in enumerate(parts) for name in names)
-    names = getattr(network, "pretrained_cfg", {}).get("classifier", ())
+    names = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -152,10 +154,7 @@ def features_kept(network: nn.Module) -> Iterator[Callable[[], Tensor]]:
 
     handles = []
     for place, part in enumerate(members(network)):
-        names = classifier_names(part)
-        if not names:
-            raise ModelError("this backbone has no head that timm knows: its features are hidden.")
-        head = part.get_submodule(names[0])
+        head = part.get_submodule(classifier_names(part)[0])
         handles.append(head.register_forward_pre_hook(partial(keep, place)))
     try:
         yield lambda: torch.cat([kept[place] for place in sorted(kept)], dim=1)

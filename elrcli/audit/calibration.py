@@ -16,7 +16,7 @@ from elrcli.audit.error_share import ErrorShare, estimate_error_share
 from elrcli.audit.evidence import Evidence
 
 FLOOR = 1e-6
-MIN_HELD_OUT = 30  # fewer say nothing about a share: trained samples help out
+FEW = 30  # samples that say nothing about a share of wrong labels
 BIASED = 10  # trained samples say as little as a draw from a population so many times as large
 MAX_JUDGED = 5_000_000  # samples times classes that a fit looks at; more change little
 MAX_PULL = 20.0
@@ -38,7 +38,7 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
     """
     judges = np.arange(len(evidence))
     population = len(evidence)
-    if evidence.judged is None and evidence.held_out.sum() >= MIN_HELD_OUT:
+    if evidence.judged is None and evidence.held_out.sum() >= FEW:
         judges = np.flatnonzero(evidence.held_out)
     elif evidence.judged is None and not evidence.held_out.all():
         population *= BIASED
@@ -56,14 +56,18 @@ def doubt_labels(
     """Return score and error probability of labels, given the belief in them.
 
     given [M] belief in the given label, `sharpness` the power that makes it a probability,
-    held_out [M] bool: both kinds have a pull of their own and a mean error probability of `share`.
+    held_out [M] bool: both kinds have a pull of their own, so that the mean error probability is
+    `share` in each; fewer than 30 samples of one kind share the pull of the others.
     """
     inside = np.clip(given.astype(np.float64), FLOOR, 1 - FLOOR)
     logits = sharpness * (np.log(inside) - np.log1p(-inside))
     prior = np.log((1 - share) / share * (classes - 1))  # most labels are right
     score = np.empty(len(given))
     error = np.empty(len(given))
-    for kind in (held_out, ~held_out):
+    kinds = [held_out, ~held_out]
+    if min(int(kind.sum()) for kind in kinds) < FEW:
+        kinds = [np.ones_like(held_out)]
+    for kind in kinds:
         pull = _pull(logits[kind] + prior, share)
         score[kind] = _sigmoid(pull - logits[kind])
         error[kind] = _sigmoid(pull - logits[kind] - prior)
@@ -93,7 +97,7 @@ def posterior(belief: np.ndarray, labels: np.ndarray, error: np.ndarray) -> np.n
     out among the other classes as the belief says.
     """
     samples = np.arange(len(labels))
-    found = belief.astype(np.float32)
+    found: np.ndarray = np.maximum(belief, FLOOR).astype(np.float32)
     found[samples, labels] = 0.0
     found *= (error / np.maximum(found.sum(axis=1), FLOOR))[:, None].astype(np.float32)
     found[samples, labels] = 1 - error

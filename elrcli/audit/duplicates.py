@@ -23,6 +23,7 @@ def find_duplicates(
 ) -> tuple[DuplicateGroup, ...]:
     """Return the groups of samples that show the same picture, the exact ones first.
 
+    No sample is in two groups: files with the same bytes that also look like others are among them.
     rows [M] manifest rows, most suspicious first, thumbnails [M, 256] uint8. Files are read only
     where thumbnails are equal. Beyond 70,000 samples, pictures that merely look the same are
     only searched around the most suspicious ones.
@@ -32,10 +33,11 @@ def find_duplicates(
         for equal in equal_rows(thumbnails)
         for group in _same_files(equal, [manifest.file(int(row)) for row in rows[equal]])
     ]
-    covered = {group.rows for group in exact}
+    known = {group.rows for group in exact}
     alike = [tuple(sorted(rows[group].tolist())) for group in alike_groups(thumbnails)]
-    near = [DuplicateGroup(group, exact=False) for group in alike if group not in covered]
-    return (*sorted(exact), *sorted(near))
+    near = [DuplicateGroup(group, exact=False) for group in alike if group not in known]
+    wider = {row for group in near for row in group.rows}
+    return (*sorted(group for group in exact if wider.isdisjoint(group.rows)), *sorted(near))
 
 
 def equal_rows(table: np.ndarray) -> Iterator[np.ndarray]:
@@ -53,11 +55,13 @@ def alike_groups(thumbnails: np.ndarray) -> list[np.ndarray]:
 
     Brightness and contrast do not matter. Pictures of one colour are like no other.
     """
-    shown = np.flatnonzero(thumbnails.std(axis=1) >= FLAT)
+    pixels = thumbnails.astype(np.float32)
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    variance = np.einsum("md,md->m", pixels, pixels) / pixels.shape[1]
+    shown = np.flatnonzero(variance >= FLAT**2)
     if len(shown) < 2:
         return []
-    pixels = thumbnails[shown].astype(np.float32)
-    space = FeatureSpace.of_directions(pixels - pixels.mean(axis=1, keepdims=True))
+    space = FeatureSpace.of_directions(pixels[shown])
     candidates = np.arange(min(len(shown), PAIRS // len(shown)))
     found, correlation = space.nearest(np.arange(len(shown)), candidates, COMPARED)
     first, place = np.nonzero(correlation >= ALIKE)

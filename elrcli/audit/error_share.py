@@ -6,8 +6,8 @@ come about. Two models of the labels are fitted by maximum likelihood (EM).
 1. Errors are uniform or between classes that the network confuses. This model judges the
    sharpness s of the belief p ** s: labels in classes that a surely wrong belief gives no chance
    speak for errors, labels in its second choices for doubt. It does not know that people err
-   most where pictures are ambiguous, so its likelihood counts little against what is known of s
-   beforehand: a mean over epochs is too unsure.
+   most where pictures are ambiguous: that looks like a network that is too sure, so against
+   larger s its likelihood counts little.
 2. At that sharpness, a free noise matrix P(given | true), drawn towards the first model: it also
    sees errors that always go from one class to another. Its share is the estimate.
 
@@ -27,8 +27,9 @@ from elrcli.audit.evidence import normalised
 
 SHARPNESS = np.exp(np.linspace(np.log(0.5), np.log(2.5), 25))
 USUAL_SHARPNESS = (0.2, 0.2)  # mean and deviation of log s before any label is seen
-WEIGHT = 0.1  # of the likelihood against that
+WEIGHT = 0.1  # of the likelihood against a larger sharpness than the most likely one
 LIKELY = 2.0  # below its maximum at the ends of the interval
+DOUBT = 2  # steps of SHARPNESS beyond, which no number of samples takes away: models are not true
 QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
 TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
@@ -43,7 +44,7 @@ class ErrorShare:
     estimate: float
     low: float
     high: float
-    sharpness: float  # power of the belief at which the labels are most likely
+    sharpness: float  # power of the belief that the estimate rests on
 
 
 def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int) -> ErrorShare:
@@ -56,12 +57,16 @@ def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int
     fits = [_fit_shares(sharpened(belief, power), labels) for power in SHARPNESS]
     usual, spread = USUAL_SHARPNESS
     prior = -0.5 * ((np.log(SHARPNESS) - usual) / spread) ** 2
-    plausible = prior + WEIGHT * np.array([fit.likelihood for fit in fits])
+    likelihood = np.array([fit.likelihood for fit in fits])
+    likelihood -= likelihood.max()
+    is_larger = np.arange(len(fits)) > likelihood.argmax()
+    plausible = prior + np.where(is_larger, WEIGHT, 1.0) * likelihood
     best = int(plausible.argmax())
     likely = np.flatnonzero(plausible >= plausible[best] - LIKELY)
-    first, last = int(likely[0]), int(likely[-1])
+    first = max(int(likely[0]) - DOUBT, 0)
+    last = min(int(likely[-1]) + DOUBT, len(SHARPNESS) - 1)
     estimate, highest = (
-        _matrix_share(sharpened(belief, SHARPNESS[place]), labels, fits[place].matrix)
+        _matrix_share(sharpened(belief, SHARPNESS[place]), labels, fits[place])
         for place in (best, last)
     )
     unseen = 1 - len(labels) / population
@@ -78,9 +83,13 @@ def sharpened(belief: np.ndarray, sharpness: float) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Shares:
-    share: float  # of wrong labels
-    matrix: np.ndarray  # [K, K] P(given | true)
+    shares: np.ndarray  # [3] right labels, uniform errors, errors by confusion
     likelihood: float  # log-likelihood of the labels
+
+    @property
+    def share(self) -> float:
+        """Share of wrong labels."""
+        return float(1 - self.shares[0])
 
 
 def _fit_shares(belief: np.ndarray, labels: np.ndarray) -> _Shares:
@@ -100,9 +109,7 @@ def _fit_shares(belief: np.ndarray, labels: np.ndarray) -> _Shares:
         shares = updated
         if change < 1e-6:
             break
-    spread = (1 - np.eye(classes)) / (classes - 1)
-    matrix = shares[0] * np.eye(classes) + shares[1] * spread + shares[2] * confusion
-    return _Shares(float(1 - shares[0]), matrix, float(np.log(kinds @ shares).sum()))
+    return _Shares(shares, float(np.log(kinds @ shares).sum()))
 
 
 def _confusion(belief: np.ndarray) -> np.ndarray:
@@ -117,9 +124,14 @@ def _confusion(belief: np.ndarray) -> np.ndarray:
     return normalised(confusion)
 
 
-def _matrix_share(belief: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> float:
+def _matrix_share(belief: np.ndarray, labels: np.ndarray, fit: _Shares) -> float:
     """Fit the second model, a free noise matrix; labels are sorted. Return its share of errors."""
-    prior = TOWARDS_FIRST * len(matrix) * matrix
+    classes = belief.shape[1]
+    right, uniform, confused = fit.shares
+    matrix = confused * _confusion(belief)
+    matrix += uniform / (classes - 1)
+    np.fill_diagonal(matrix, right)
+    prior = TOWARDS_FIRST * classes * matrix
     names, starts = np.unique(labels, return_index=True)
     counts = np.zeros_like(matrix)
     for _ in range(STEPS):
@@ -130,4 +142,5 @@ def _matrix_share(belief: np.ndarray, labels: np.ndarray, matrix: np.ndarray) ->
         matrix = updated
         if change < 1e-4:
             break
-    return float(1 - np.trace(counts) / len(labels))
+    np.fill_diagonal(counts, 0.0)
+    return float(np.clip(counts.sum() / len(labels), FLOOR, 1 - FLOOR))

@@ -81,15 +81,25 @@ def evidence_of_run(manifest: Manifest, state: Mapping[str, Any]) -> Evidence:
         raise RunError(f"the checkpoint holds no evidence ({error}). Train again.") from None
     shape = (len(manifest), manifest.num_classes)
     tables = [seen] if judged is None else [seen, judged]
-    if len(visits) != shape[0] or any(table.shape != shape for table in tables):
+    if visits.shape != shape[:1] or any(table.shape != shape for table in tables):
         raise RunError("the checkpoint does not fit the manifest. Train again.")
     rows = np.flatnonzero(visits > 0)
-    return Evidence(
+    evidence = Evidence(
         rows=rows,
         labels=manifest.labels[rows],
         held_out=manifest.splits[rows] != SPLITS.index("train"),
         seen=seen,
         judged=judged,
+    )
+    if not all(_are_sums(table[rows[part]]) for part in evidence.chunks() for table in tables):
+        raise RunError("the checkpoint holds predictions that are no probabilities. Train again.")
+    return evidence
+
+
+def _are_sums(lines: np.ndarray) -> bool:
+    """Tell whether rows can be normalised to probabilities; not so with NaN."""
+    return bool(
+        (lines >= 0).all() and np.isfinite(lines.sum(axis=1)).all() and lines.any(axis=1).all()
     )
 
 

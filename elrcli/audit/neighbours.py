@@ -23,18 +23,22 @@ class FeatureSpace:
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> FeatureSpace:
-        """Centre and scale raw features [M, D].
+        """Centre and scale raw features [M, D]; samples without any, all zeros, are like no other.
 
         Features after a rectifier all point the same way; without their mean they tell
         samples apart.
         """
         raw = vectors.astype(np.float32)
-        return cls.of_directions(raw - raw.mean(axis=0))
+        missing = ~vectors.any(axis=1)
+        raw -= raw.mean(axis=0)
+        raw[missing] = 0.0
+        return cls.of_directions(raw)
 
     @classmethod
     def of_directions(cls, vectors: np.ndarray) -> FeatureSpace:
-        """Scale vectors [M, D] to length 1; their cosine is what neighbours are ranked by."""
-        return cls(functional.normalize(torch.from_numpy(vectors)))
+        """Scale vectors [M, D] float32, in place, to length 1: cosines rank the neighbours."""
+        directions = torch.from_numpy(vectors)
+        return cls(functional.normalize(directions, out=directions))
 
     def nearest(
         self, queries: np.ndarray, candidates: np.ndarray, count: int
@@ -42,9 +46,10 @@ class FeatureSpace:
         """Return the nearest candidates of every query, best first, never the query itself.
 
         queries [Q] and candidates [C] (ascending) are positions -> positions [Q, k] int64 and
-        cosine similarities [Q, k] float32, k = min(count, C - 1).
+        cosine similarities [Q, k] float32, k = min(count, C), one less if a query is a candidate.
         """
-        k = max(0, min(count, len(candidates) - 1))
+        is_candidate = bool(np.isin(queries, candidates).any())
+        k = max(0, min(count, len(candidates) - is_candidate))
         found = np.empty((len(queries), k), dtype=np.int64)
         similarity = np.empty((len(queries), k), dtype=np.float32)
         among = torch.from_numpy(candidates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -69,12 +70,7 @@ def audit_run(
     run = RunFolder.open(run_path)
     if data is None:
         manifest = run.manifest()
-        state = load_checkpoint(run.checkpoint_folder)
-        try:
-            evidence = evidence_of_run(manifest, state)
-        except RunError as error:
-            raise RunError(f"{run.checkpoint_folder}: {error}") from None
-        unreadable = {int(row): str(reason) for row, reason in state.get("unreadable", ())}
+        evidence, unreadable, epochs = trained_evidence(run, manifest)
         features = Features.load(run.features_file, len(manifest))
     else:
         manifest = load_data(
@@ -86,6 +82,7 @@ def audit_run(
             classes=run.classes(),
         )
         evidence, unreadable, features = predicted_evidence(run_path, manifest, device, observer)
+        epochs = run.train_config().epochs
     if len(evidence.rows) == 0:
         raise DataError(
             f"{run_path}: no image has been predicted yet. Train at least one epoch: "
@@ -94,7 +91,10 @@ def audit_run(
     true_labels = _true_labels(manifest, truth, truth_column)
     space = None
     if features is None:
-        observer.note("the run holds no features: without neighbours and duplicates")
+        observer.note(
+            "the run holds no features, so there are no neighbours and no duplicates. To add them:"
+            f" elr train --resume {shlex.quote(str(run_path))}"
+        )
     else:
         observer.note(f"comparing {len(evidence):,} images")
         space = FeatureSpace.of(features.vectors[evidence.rows])
@@ -117,7 +117,7 @@ def audit_run(
         "applies_to_run": data is None,
         "backbone": settings.backbone,
         "method": settings.method,
-        "epochs": settings.epochs,
+        "epochs": epochs,
         "version": elrcli.__version__,
     }
     if true_labels is not None:
@@ -138,6 +138,19 @@ def audit_run(
     return result
 
 
+def trained_evidence(run: RunFolder, manifest: Manifest) -> tuple[Evidence, dict[int, str], int]:
+    """Return what a run collected, its unreadable rows and the epochs that it has trained."""
+    state = load_checkpoint(run.checkpoint_folder)
+    try:
+        rows = range(len(manifest))
+        unreadable = {rows[row]: str(reason) for row, reason in state.get("unreadable", ())}
+        return evidence_of_run(manifest, state), unreadable, int(state.get("epoch", 0))
+    except RunError as error:
+        raise RunError(f"{run.checkpoint_folder}: {error}") from None
+    except (IndexError, TypeError, ValueError) as error:
+        raise RunError(f"{run.checkpoint_folder}: not readable ({error}). Train again.") from None
+
+
 def predicted_evidence(
     run_path: Path, manifest: Manifest, device: str, observer: Observer
 ) -> tuple[Evidence, dict[int, str], Features]:
@@ -153,11 +166,13 @@ def predicted_evidence(
         if len(index) > 0:
             probs[index] = look.probs
             features.keep(look)
-            seen[index] = True
+            seen[index] = np.isfinite(look.probs).all(axis=1)
         unreadable.update(dict(look.batch.unreadable))
         done += len(index) + len(look.batch.unreadable)
         observer.progress("predict", done, len(manifest))
     found = np.flatnonzero(seen)
+    lost = set(np.flatnonzero(~seen).tolist()) - unreadable.keys()
+    unreadable |= dict.fromkeys(lost, "the prediction is not a finite number")
     evidence = Evidence(
         rows=found,
         labels=manifest.labels[found],

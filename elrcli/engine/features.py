@@ -55,10 +55,17 @@ class Features:
         try:
             with safe_open(path, framework="np") as file:
                 found = cls(file.get_tensor("vectors"), file.get_tensor("thumbnails"))
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: not readable ({error}). Delete it to do without.") from None
-        widths = {"vectors": FEATURES, "thumbnails": THUMBNAIL**2}
-        if any(getattr(found, name).shape != (samples, width) for name, width in widths.items()):
+        expected = cls.empty(samples)
+        fits = all(
+            (stored.shape, stored.dtype) == (empty.shape, empty.dtype)
+            for stored, empty in (
+                (found.vectors, expected.vectors),
+                (found.thumbnails, expected.thumbnails),
+            )
+        )
+        if not (fits and np.isfinite(found.vectors).all()):
             raise RunError(f"{path}: does not fit the manifest. Delete it to do without.")
         return found
 
@@ -89,7 +96,7 @@ def look_at_images(
             with runtime.autocast():
                 # Not as compiled networks: they would hide the features.
                 logits = torch.stack([part.forward(images) for part in parts]).mean(dim=0)
-            vectors = functional.normalize(features().float())
+            vectors = functional.normalize(features().float().nan_to_num(0, 0, 0))
             if projection is None:
                 projection = _projection(vectors.shape[1]).to(vectors.device)
             yield Look(

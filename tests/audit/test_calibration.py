@@ -68,6 +68,13 @@ def test_score_and_error_probability_have_the_same_order():
     assert (np.diff(doubts.error[order]) >= 0).all()
 
 
+def test_a_few_held_out_samples_share_the_pull_of_the_others():
+    given = np.array([0.9] * 80 + [0.1] * 20)
+    held_out = np.arange(100) == 0
+    doubts = doubt_labels(given, held_out, 0.2, 1.0, 4)
+    assert doubts.error[0] == doubts.error[1] < 0.1  # not 0.2, the share of all
+
+
 def test_a_label_that_is_believed_in_is_less_doubtful():
     held_out = np.zeros(3, dtype=bool)
     doubts = doubt_labels(np.array([0.9, 0.5, 0.0]), held_out, 0.2, 1.0, 2)
@@ -81,5 +88,10 @@ def test_the_posterior_by_hand():
 
 
 def test_the_posterior_of_a_label_that_nothing_speaks_against():
-    found = posterior(np.array([[1.0, 0.0]]), np.array([0]), np.array([0.0]))
-    np.testing.assert_allclose(found, [[1.0, 0.0]])
+    found = posterior(np.array([[1.0, 0.0, 0.0]]), np.array([0]), np.array([0.0]))
+    np.testing.assert_allclose(found, [[1.0, 0.0, 0.0]])
+
+
+def test_the_posterior_of_a_label_that_is_wrong_although_nothing_else_is_believed():
+    found = posterior(np.array([[1.0, 0.0, 0.0]]), np.array([0]), np.array([0.5]))
+    np.testing.assert_allclose(found, [[0.5, 0.25, 0.25]])

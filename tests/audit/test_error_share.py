@@ -48,6 +48,23 @@ def test_many_classes_with_few_samples_each():
     assert share.estimate == pytest.approx(0.2, abs=0.06)
 
 
+def test_more_samples_do_not_make_the_models_true():
+    """People err where pictures are ambiguous: both models miss that, whatever the number."""
+    belief, truth = draw_beliefs(20_000, CLASSES)
+    ambiguous = belief.max(axis=1) < 0.8
+    labels = np.where(ambiguous, uniform_errors(truth, CLASSES, 0.5), truth)
+    share = estimate(labels, belief)
+    assert share.low < share.estimate - 0.005
+    assert share.high > share.estimate + 0.005
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_all_labels_right_or_all_wrong_stay_inside_of_zero_and_one(shift):
+    belief = np.tile(np.array([[0.98, 0.01, 0.01]]), (400, 1))
+    share = estimate(np.full(400, shift), belief)
+    assert 0 < share.estimate < 1
+
+
 def test_one_sample():
     share = estimate_error_share(np.array([[0.9, 0.1]]), np.array([0]), population=1)
     assert 0 <= share.low <= share.estimate <= share.high <= 1

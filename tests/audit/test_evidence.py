@@ -82,6 +82,20 @@ def test_a_state_of_another_run_is_refused(tables):
         evidence_of_run(make_manifest(), make_state([1, 1, 1], **tables))
 
 
+@pytest.mark.parametrize(
+    "line", [[float("nan"), 1.0], [float("inf"), 1.0], [-1.0, 2.0], [0.0, 0.0]]
+)
+def test_predictions_that_are_no_probabilities_are_refused(line):
+    with pytest.raises(RunError, match="no probabilities"):
+        evidence_of_run(make_manifest(), make_state([4, 0, 2], prob_sum=[line, *SUMS[1:]]))
+
+
+@pytest.mark.parametrize("visits", [3, [[1, 1, 1]]])
+def test_visits_of_another_shape_are_refused(visits):
+    with pytest.raises(RunError, match="does not fit the manifest"):
+        evidence_of_run(make_manifest(), make_state(visits, prob_sum=SUMS))
+
+
 def test_a_state_without_evidence_is_refused():
     with pytest.raises(RunError, match="holds no evidence"):
         evidence_of_run(make_manifest(), {"method": {}})

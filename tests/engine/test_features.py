@@ -7,6 +7,7 @@ import torch
 from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import load_data
 from elrcli.data.transforms import eval_transform
+from elrcli.engine.checkpoints import write_tensors
 from elrcli.engine.device import Runtime
 from elrcli.engine.features import FEATURES, Features, look_at_images
 from elrcli.errors import RunError
@@ -104,6 +105,26 @@ def test_saved_features_come_back(tmp_path):
     assert np.array_equal(found.vectors, features.vectors)
     assert found.thumbnails.dtype == np.uint8
     assert Features.load(tmp_path / "none.safetensors", 3) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("vectors", torch.full((2, FEATURES), torch.nan, dtype=torch.float16)),
+        ("vectors", torch.zeros(2, FEATURES, dtype=torch.bfloat16)),
+        ("vectors", torch.zeros(2, 3, dtype=torch.float16)),
+        ("thumbnails", torch.zeros(2, 256)),
+    ],
+)
+def test_tampered_features_are_refused(tmp_path, name, tensor):
+    path = tmp_path / "features.safetensors"
+    tensors = {
+        "vectors": torch.zeros(2, FEATURES, dtype=torch.float16),
+        "thumbnails": torch.zeros(2, 256, dtype=torch.uint8),
+    }
+    write_tensors(path, tensors | {name: tensor})
+    with pytest.raises(RunError, match="Delete it"):
+        Features.load(path, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
