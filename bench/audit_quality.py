@@ -48,7 +48,7 @@ SETTINGS = {
 TITLES = {
     "elr": "elr audit",
     "halves": "elr audit, two halves",
-    "aum": "AUM",
+    "aum": "AUM, of the trained 90%",
     "cleanlab": "cleanlab, 5 folds",
 }
 LOWEST = 1e-12  # probability that a logit margin is cut at
@@ -164,7 +164,8 @@ def measure(noise: str, seed: int, method: str, args: argparse.Namespace) -> dic
     is_error = labels != truth
     figures: dict[str, Any] = {"samples": len(labels), "trainings": len(files)}
     if method == "aum":
-        figures |= ranking_figures(-stored[0]["margins"], is_error)
+        trained = ~stored[0]["held_out"]  # margins of held-out samples are of another scale
+        figures |= ranking_figures(-stored[0]["margins"][trained], is_error[trained])
     elif method == "cleanlab":
         probs = np.zeros_like(stored[0]["seen"], dtype=np.float64)
         for part in stored:

@@ -35,8 +35,8 @@ def run_for_audit(
 ) -> RunFolder:
     """Return a finished run on `data`, in `out/run` or in a new folder under `runs/`.
 
-    A run that is in `out/run` already is reused if `settings` and data are the same, after its
-    training has been finished where it was interrupted; `overwrite` trains it anew.
+    A run that is in `out/run` already is reused if it has these `settings` and the same data,
+    after its training has been finished where it was interrupted; `overwrite` trains it anew.
     """
     observer = observer or Observer()
     config = audit_config(data, settings)

@@ -180,7 +180,7 @@ def audit(
         folder = out or Path(summary["run"]) / "audit"
         console.say(*audit_lines(summary, folder / f"audit.{table_format}", report=report))
         if trains:
-            console.say(*run_lines(Path(summary["run"])))
+            console.say(*run_lines(Path(summary["run"]), out or Path(summary["run"])))
     if json_output:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     share = summary["estimated_error_rate"]
@@ -229,9 +229,9 @@ def audit_lines(summary: Mapping[str, Any], table: Path, *, report: bool) -> lis
     return lines
 
 
-def run_lines(run: Path) -> list[str]:
-    """Return where the run of an audit is, and what comes after the review."""
-    command = f"elr apply {shlex.quote(str(run))} decisions.csv --out corrected.csv"
+def run_lines(run: Path, target: Path) -> list[str]:
+    """Return where the run of an audit is, and what comes after the review of `target`."""
+    command = f"elr apply {shlex.quote(str(target))} decisions.csv --out corrected.csv"
     return [f"  run       {run}", f"  next      {command}"]
 
 

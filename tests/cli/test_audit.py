@@ -267,6 +267,8 @@ def test_the_last_lines_name_the_run_and_the_next_step(elr, photos):
         "  run       runs/my photos",
         "  next      elr apply 'runs/my photos' decisions.csv --out corrected.csv",
     ]
+    last = elr("audit", photos, "--out", "my out").err.splitlines()[-1]
+    assert last == "  next      elr apply 'my out' decisions.csv --out corrected.csv"
     outcome = elr("audit", photos, "--json", "--quiet", "--fail-above", 0.05)
     assert outcome.code == 3
     assert json.loads(outcome.out)["run"] == "runs/my photos"
