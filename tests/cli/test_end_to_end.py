@@ -76,7 +76,7 @@ def test_audit_finds_the_planted_errors(elr, folder, monkeypatch):
     assert [row["path"] for row in summary["unreadable"]] == ["circle/broken.png"]
 
     table = read(folder / "runs/first/audit/audit.csv")
-    header = "rank,path,split,label,suggested,score,error_probability,flagged"
+    header = "rank,path,split,label,suggested,score,error_probability,flagged,duplicates"
     assert ",".join(table[0]) == header
     assert [int(row["rank"]) for row in table] == list(range(1, 61))
     truth = {row["path"]: row["true_label"] for row in read(folder / "truth.csv")}
@@ -132,7 +132,7 @@ def test_an_audit_without_a_run(elr, folder, monkeypatch):
     assert out == ""
     assert err.splitlines()[-2:] == [
         "  run       checked/run",
-        "  next      elr apply checked/run decisions.csv --out corrected.csv",
+        "  next      elr apply checked decisions.csv --out corrected.csv",
     ]
     files = sorted(path.name for path in Path("checked").iterdir())
     assert files == ["audit.csv", "report.html", "run", "summary.json"]

@@ -10,6 +10,9 @@ from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import ConfigError
 
 
+STAGES = ("val", "epoch 1/2", "epoch 2/2", "features")
+
+
 class Listener(Observer):
     def __init__(self) -> None:
         self.heard: list[object] = []
@@ -42,7 +45,7 @@ def test_every_metric_becomes_an_event(train):
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     found = [event.value for event in events.Scalars("val_agreement")]
     assert found == pytest.approx([first["val_agreement"], last["val_agreement"]], rel=1e-5)
-    assert [item for item in listener.heard if item not in ("val", "epoch 1/2", "epoch 2/2")] == [
+    assert [item for item in listener.heard if item not in STAGES] == [
         2,
         1,
         2,
