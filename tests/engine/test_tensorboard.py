@@ -9,7 +9,6 @@ import pytest
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import ConfigError
 
-
 STAGES = ("val", "epoch 1/2", "epoch 2/2", "features")
 
 
