@@ -315,11 +315,7 @@ def _columns(cells: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Train, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cifar", type=Path)
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = sets.cifar_arguments(__doc__)
     parser.add_argument("--noise", default=",".join(NOISE))
     parser.add_argument("--kinds", help="trainings, such as halves,fold0; all without it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -328,7 +324,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=240)
     parser.add_argument("--evidence", help="only print how kinds of evidence rank: elr, halves, ce")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.evidence:

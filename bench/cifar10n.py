@@ -85,17 +85,12 @@ def print_table(folder: Path) -> None:
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cifar", type=Path)
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = sets.cifar_arguments(__doc__)
     parser.add_argument("--noise", default=",".join(LABELS))
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget-minutes", type=float, default=240)
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.table:

@@ -121,17 +121,12 @@ def slug(setting: str) -> str:
 
 def main() -> None:
     """Run the cells that are missing, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cifar", type=Path)
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = sets.cifar_arguments(__doc__)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--settings", default=";".join(SETTINGS))
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=60)
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -6,6 +6,7 @@ CIFAR-10N labels from a CSV (`path,true_label,aggre,rand1`). Digits and shapes a
 
 from __future__ import annotations
 
+import argparse
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,17 @@ class StudySet:
     csv: Path
     root: Path
     settings: dict[str, Any]
+
+
+def cifar_arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every study on CIFAR-10 needs; without data it can only print."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cifar", type=Path, help="folder with train/ and test/")
+    parser.add_argument("--labels", type=Path, help="CSV file with the labels of CIFAR-10N")
+    parser.add_argument("--weights", type=Path, help="state dict of EfficientNet-Lite0")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    return parser
 
 
 def cifar(

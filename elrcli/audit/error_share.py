@@ -13,8 +13,7 @@ come about. Two models of the labels are fitted by maximum likelihood (EM).
 
 The interval goes from the first model at the smallest likely sharpness, which takes every
 plausible label for right, to the second at the largest, plus the chance of the draw of samples.
-The constants were chosen on six kinds of labels, three sizes and three networks:
-docs/benchmarks.md.
+How the constants were chosen is in docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from elrcli.config import AUDIT_SETTINGS, TrainConfig, option_name
-from elrcli.data.manifest import draw_validation, load_data, manifest_text
-from elrcli.engine.fit import fit, resume
+from elrcli.data.manifest import manifest_text
+from elrcli.engine.fit import fit, load_samples, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
 from elrcli.run import RunFolder
@@ -77,15 +77,9 @@ def _check_same(run: RunFolder, config: TrainConfig, asked: Collection[str]) -> 
     differences = other_settings(made, config, asked)
     if differences:
         raise RunError(f"{run.path}: holds a run with other settings ({differences}). {remedy}")
-    listed = load_data(
-        config.data,
-        root=config.root,
-        path_column=config.path_column,
-        label_column=config.label_column,
-        split_column=config.split_column,
-        truth_column=made.truth_column,
-    )
-    now, before = draw_validation(listed, made.val_fraction, made.seed), run.manifest()
+    drawn_as = {"val_fraction": made.val_fraction, "seed": made.seed}
+    now = load_samples(config.replace(truth_column=made.truth_column, **drawn_as))
+    before = run.manifest()
     if now.root != before.root or manifest_text(now) != manifest_text(before):
         raise RunError(
             f"{run.path}: was trained on other data, or {config.data} has changed. {remedy}"

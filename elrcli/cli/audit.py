@@ -147,7 +147,8 @@ def audit(
     target = newest_run() if target is None else target
     trains = not RunFolder(target).is_run()
     if not trains:
-        own = TRAINING_SETTINGS if data is not None else (*COLUMN_SETTINGS, *TRAINING_SETTINGS)
+        unused = () if data is not None else (*COLUMN_SETTINGS, "device")
+        own = (*unused, *TRAINING_SETTINGS)
         _refuse_with_run(context, target, [name for name in given if name in own])
     elif data is not None:
         raise typer.BadParameter(f"{target} is no run. Name one.", param_hint="--data")

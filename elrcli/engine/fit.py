@@ -85,7 +85,7 @@ def fit(
         from elrcli.engine.tensorboard import writer_class
 
         writer_class()  # say that the package is missing before anything is written
-    manifest = draw_validation(_load(config), config.val_fraction, config.seed)
+    manifest = load_samples(config)
     if len(manifest.rows("train")) < 2:
         raise DataError(f"{config.data}: too few training images. At least 2 are needed.")
     torch.manual_seed(config.seed)
@@ -135,6 +135,19 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
             f"{run.checkpoint_folder}: does not fit the run ({problem}). Train again."
         ) from None
     return training.run_to_end(observer or Observer())
+
+
+def load_samples(config: TrainConfig) -> Manifest:
+    """Return the samples that `config` trains on, with the validation split that it draws."""
+    listed = load_data(
+        config.data,
+        root=config.root,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        split_column=config.split_column,
+        truth_column=config.truth_column,
+    )
+    return draw_validation(listed, config.val_fraction, config.seed)
 
 
 def resolve(
@@ -492,17 +505,6 @@ class Training:
             lr=config.lr,
             workers=config.workers,
         )
-
-
-def _load(config: TrainConfig) -> Manifest:
-    return load_data(
-        config.data,
-        root=config.root,
-        path_column=config.path_column,
-        label_column=config.label_column,
-        split_column=config.split_column,
-        truth_column=config.truth_column,
-    )
 
 
 def _build_optimizer(

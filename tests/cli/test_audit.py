@@ -221,6 +221,12 @@ def test_everything_refused_is_named(elr, run, target):
     assert "Leave out --root, --epochs, --overwrite." in outcome.err
 
 
+def test_a_device_is_refused_where_nothing_is_predicted(elr, run):
+    outcome = elr("audit", run, "--device", "cpu")
+    assert outcome.code == 2
+    assert "Leave out --device." in outcome.err
+
+
 def test_only_a_run_ranks_other_data(elr, photos):
     outcome = elr("audit", photos, "--data", "others")
     assert outcome.code == 2
