@@ -4,9 +4,11 @@ On subsets of CIFAR-10 with human labels (CIFAR-10N), synthetic noise and clean 
 network is fine-tuned with the same settings and epochs for all: once for `elr`, the method of
 `elr train` and `elr audit DATA`, once for `halves` (`--method elr-halves`), once with
 cross-entropy for AUM (mean margin of the logits over the epochs), five times with cross-entropy
-for cleanlab's cross-validation. Every
-training keeps its evidence in a file, every method and set has a JSON file with its figures; the
-script stops when its time is used up and goes on where it stopped.
+for cleanlab's cross-validation. With `--set digits` or `--set shapes` the same is done with
+scikit-learn's digits or drawn shapes and a small network from scratch.
+
+Every training keeps its evidence in a file, every method and set has a JSON file with its figures;
+the script stops when its time is used up and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -78,18 +80,15 @@ class PeerRecord(SampleRecord):
 def train(noise: str, seed: int, kind: str, args: argparse.Namespace) -> None:
     """Train one network and keep what it says of every sample."""
     made = make_set(noise, seed, args)
-    data, settings = made.csv, dict(SETTINGS.get(kind, SETTINGS["ce"]))
+    data, settings = made.csv, network(made, args) | SETTINGS.get(kind, SETTINGS["ce"])
     if kind.startswith("fold"):
         data = write_fold(made, int(kind[4:]), noise, seed, args)
     started = time.monotonic()
     run = api.train(
         data,
-        root=args.cifar,
+        root=made.root,
         out=args.out / "run",
         overwrite=True,
-        backbone="tf_efficientnet_lite0",
-        weights=args.weights,
-        image_size=64,
         epochs=args.epochs,
         seed=seed,
         workers=args.workers,
@@ -124,14 +123,26 @@ def train(noise: str, seed: int, kind: str, args: argparse.Namespace) -> None:
 def make_set(noise: str, seed: int, args: argparse.Namespace) -> sets.StudySet:
     """Write the CSV file of one kind of labels."""
     out = args.out / f"{noise}-{seed}.csv"
+    if args.set == "digits":
+        return sets.digits(out, noise, seed, tests=False)
+    if args.set == "shapes":
+        return sets.shapes(out, noise, 60, 24, seed=seed, tests=0)
     return sets.cifar(out, args.cifar, args.labels, noise, args.images, 0, seed=seed)
+
+
+def network(made: sets.StudySet, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the network that suits the images."""
+    if args.set != "cifar":
+        settings = made.settings | {"small_input": False}
+        return settings | {"backbone": "resnet10t", "pretrained": False}
+    return {"backbone": "tf_efficientnet_lite0", "weights": args.weights, "image_size": 64}
 
 
 def write_fold(
     made: sets.StudySet, fold: int, noise: str, seed: int, args: argparse.Namespace
 ) -> Path:
     """Write the labels with one fifth as validation split."""
-    manifest = load_data(made.csv, root=args.cifar, truth_column="true_label")
+    manifest = load_data(made.csv, root=made.root, truth_column="true_label")
     assert manifest.truth is not None
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     held_out = list(folds.split(manifest.labels, manifest.labels))[fold][1]
@@ -316,7 +327,8 @@ def _columns(cells: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Train, measure, print."""
     parser = sets.cifar_arguments(__doc__)
-    parser.add_argument("--noise", default=",".join(NOISE))
+    parser.add_argument("--set", choices=("cifar", "digits", "shapes"), default="cifar")
+    parser.add_argument("--noise", default=",".join(NOISE), help="no human labels but for cifar")
     parser.add_argument("--kinds", help="trainings, such as halves,fold0; all without it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=3000)

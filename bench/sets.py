@@ -93,11 +93,11 @@ def cifar(
     return StudySet(_write(out, lines), folder, {"root": folder})
 
 
-def digits(out: Path, noise: str, seed: int = 0) -> StudySet:
-    """Write scikit-learn's 1,797 handwritten digits as PNG files; a fifth is for testing."""
+def digits(out: Path, noise: str, seed: int = 0, *, tests: bool = True) -> StudySet:
+    """Write scikit-learn's 1,797 handwritten digits as PNG files; a fifth is for `tests`."""
     rng = np.random.default_rng(seed)
     data = load_digits()
-    split = np.array(["test" if i % 5 == 0 else "" for i in range(len(data.target))])
+    split = np.array(["test" if tests and i % 5 == 0 else "" for i in range(len(data.target))])
     truth = data.target.astype(np.int64)
     given = noisy(truth, 10, noise, rng)
     given = np.where(split == "test", truth, given)
@@ -113,12 +113,22 @@ def digits(out: Path, noise: str, seed: int = 0) -> StudySet:
 
 
 def shapes(
-    out: Path, noise: str, per_class: int, classes: int, size: int = 48, seed: int = 0
+    out: Path,
+    noise: str,
+    per_class: int,
+    classes: int,
+    size: int = 48,
+    seed: int = 0,
+    *,
+    tests: int = 20,
 ) -> StudySet:
-    """Write coloured shapes: form and colour make the class, place, size and shade vary."""
+    """Write coloured shapes: form and colour make the class, place, size and shade vary.
+
+    `tests` more of each class have true labels and the split test.
+    """
     rng = np.random.default_rng(seed)
-    truth = np.repeat(np.arange(classes), per_class + 20)
-    split = np.tile(np.array([""] * per_class + ["test"] * 20), classes)
+    truth = np.repeat(np.arange(classes), per_class + tests)
+    split = np.tile(np.array([""] * per_class + ["test"] * tests), classes)
     given = np.where(split == "test", truth, noisy(truth, classes, noise, rng))
     lines = []
     for i, label in enumerate(truth):

@@ -8,12 +8,12 @@ samples that were not trained on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from elrcli.audit.error_share import ErrorShare, estimate_error_share
-from elrcli.audit.evidence import Evidence
+from elrcli.audit.evidence import CHUNK, Evidence
 
 FLOOR = 1e-6
 FEW = 30  # samples that say nothing about a share of wrong labels
@@ -31,14 +31,19 @@ class Doubts:
 
 
 def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
-    """Return the share of wrong labels, judged by networks that did not train on the samples.
+    """Return the share of wrong labels, as two witnesses see it.
 
-    With fewer than 30 such samples the trained ones are judges as well; their predictions follow
-    the labels, which counts too few errors.
+    One is what networks say of samples that they did not train on: few, and what they confuse
+    looks wrong to them. The other is the share of labels that training could not teach the
+    network: of many samples, but it misses what was memorised and counts what was not learned.
+
+    With fewer than 30 held-out samples the trained ones alone are judges; their predictions
+    follow the labels, which counts too few errors.
     """
     judges = np.arange(len(evidence))
     population = len(evidence)
-    if evidence.judged is None and evidence.held_out.sum() >= FEW:
+    is_apart = evidence.judged is not None or int(evidence.held_out.sum()) >= FEW
+    if evidence.judged is None and is_apart:
         judges = np.flatnonzero(evidence.held_out)
     elif evidence.judged is None and not evidence.held_out.all():
         population *= BIASED
@@ -46,8 +51,43 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
     drawn = judges
     if len(judges) > limit:
         drawn = np.sort(np.random.default_rng(seed).choice(judges, limit, replace=False))
-    labels = evidence.labels[drawn]
-    return estimate_error_share(evidence.verdict(drawn), labels, population)
+    share = estimate_error_share(evidence.verdict(drawn), evidence.labels[drawn], population)
+    trained = np.flatnonzero(~evidence.held_out)
+    if not is_apart or len(trained) == 0:
+        return share
+    return _with_unlearned(
+        share,
+        unlearned=_disagreement(evidence.seen, evidence, trained),
+        apart=_disagreement(evidence.apart, evidence, judges),
+    )
+
+
+def _with_unlearned(share: ErrorShare, unlearned: float, apart: float) -> ErrorShare:
+    """Return `share` drawn towards the share of labels that training did not teach the network.
+
+    unlearned, apart: shares of labels that the prediction disagrees with, among trained samples
+    and among those kept apart. The first counts most, as much as the estimate, where training
+    resolved half of the disagreement; where it resolved none or all, it says nothing.
+    """
+    resolved = float(np.clip(1 - unlearned / max(apart, FLOOR), 0.0, 1.0))
+    weight = 2 * resolved * (1 - resolved)
+    estimate = (1 - weight) * share.estimate + weight * unlearned
+    return replace(
+        share,
+        estimate=estimate,
+        low=min(share.low, estimate),
+        high=max(share.high, estimate),
+    )
+
+
+def _disagreement(table: np.ndarray, evidence: Evidence, positions: np.ndarray) -> float:
+    """Return the share of the samples whose label is not the leading class of their line."""
+    step = max(1, CHUNK // evidence.classes)
+    differ = 0
+    for start in range(0, len(positions), step):
+        part = positions[start : start + step]
+        differ += int((table[evidence.rows[part]].argmax(axis=1) != evidence.labels[part]).sum())
+    return differ / len(positions)
 
 
 def doubt_labels(

@@ -58,10 +58,14 @@ class Evidence:
             found = agreed(found, around / np.float32(beside.shape[1]))
         return found
 
+    @property
+    def apart(self) -> np.ndarray:
+        """The table [N, K] by networks that did not train on the samples, if there is one."""
+        return self.seen if self.judged is None else self.judged
+
     def verdict(self, positions: np.ndarray) -> np.ndarray:
         """Return the mean prediction by a network that did not train on the samples, if any."""
-        table = self.seen if self.judged is None else self.judged
-        return normalised(table[self.rows[positions]])
+        return normalised(self.apart[self.rows[positions]])
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield all positions in parts whose beliefs fit into memory."""
