@@ -96,22 +96,37 @@ class TrainConfig:
 
     method: str = setting(
         "elr",
-        "ELR, two ELR networks that each train on one half (elr-halves), or cross-entropy (ce).",
+        "ELR; two networks that teach each other (elr-plus) or each train on one half"
+        " (elr-halves); or cross-entropy (ce).",
         METHOD,
-        choices=("elr", "elr-halves", "ce"),
+        choices=("elr", "elr-plus", "elr-halves", "ce"),
     )
     lam: float = setting(
         3.0, "Weight of the ELR term.", METHOD, low=0.0, high=1000.0, flag="--lambda"
     )
+    lam_ramp: int = setting(
+        0, "Steps over which lambda rises to its value.", METHOD, low=0, flag="--lambda-ramp"
+    )
     beta: float = setting(0.7, "Momentum of the targets.", METHOD, low=0.0, high=0.9999)
-    mixup: bool = setting(False, "Mix pairs of images, labels and targets.", METHOD)
+    mixup: bool | None = setting(
+        None, "Mix pairs of images, labels and targets.", METHOD, auto="only for elr-plus"
+    )
     mixup_alpha: float = setting(
         1.0, "Both parameters of the Beta distribution of mixup.", METHOD, low=0.01, high=100.0
     )
-    ema: bool = setting(
-        False, "Average the weights; the average makes targets and predictions.", METHOD
+    weigh_labels: bool = setting(
+        False, "Weigh the two labels of a mixed image by its target.", METHOD
+    )
+    ema: bool | None = setting(
+        None,
+        "Average the weights; the average makes the targets.",
+        METHOD,
+        auto="only for elr-plus",
     )
     ema_decay: float = setting(0.997, "Decay of the weight average.", METHOD, low=0.0, high=0.99999)
+    ema_ramp: int = setting(
+        0, "Steps over which that decay rises; with 0 it is at most 1 - 1/step.", METHOD, low=0
+    )
 
     epochs: int = setting(
         15, "Passes over the training data.", OPTIMISATION, low=1, high=10_000, short="-e"
@@ -205,11 +220,32 @@ class TrainConfig:
             raise ConfigError("--weights and --no-pretrained exclude each other: drop one of them.")
         if self.method == "elr-halves" and (self.mixup or self.ema):
             raise ConfigError("--method elr-halves: cannot be had with --mixup or --ema.")
+        if self.lam_ramp > 0 and not self.has_elr_term:
+            raise ConfigError("--lambda-ramp: the loss has no ELR term. Leave it out.")
+        if self.ema_ramp > 0 and not self.averages:
+            raise ConfigError("--ema-ramp: there is no weight average. Add --ema.")
+        if self.weigh_labels and not self.mixes:
+            raise ConfigError("--weigh-labels: no labels are mixed. Add --mixup.")
 
     @property
     def networks(self) -> int:
         """How many networks the method trains."""
-        return 2 if self.method == "elr-halves" else 1
+        return 2 if self.method in ("elr-plus", "elr-halves") else 1
+
+    @property
+    def has_elr_term(self) -> bool:
+        """Whether the loss has the ELR term."""
+        return self.method.startswith("elr") and self.lam > 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed: as `mixup` says, without it only for ELR+."""
+        return self.method == "elr-plus" if self.mixup is None else self.mixup
+
+    @property
+    def averages(self) -> bool:
+        """Whether weights are averaged: as `ema` says, without it only for ELR+."""
+        return self.method == "elr-plus" if self.ema is None else self.ema
 
     def replace(self, **changes: Any) -> TrainConfig:
         """Return a copy with other values, checked again."""
@@ -254,16 +290,16 @@ def check_names(values: Mapping[str, Any], source: str) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML file; `-` and `_` in names are equal, `lambda` is `lam`."""
+    """Read settings from a TOML file: names as of options, `-` and `_` are equal."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
-    values = {name.replace("-", "_"): value for name, value in raw.items()}
-    if "lambda" in values:
-        values["lam"] = values.pop("lambda")
+    given = {name.replace("-", "_"): value for name, value in raw.items()}
+    flags = {spec.metadata.get("flag"): spec.name for spec in dataclasses.fields(TrainConfig)}
+    values = {flags.get("--" + name.replace("_", "-"), name): given[name] for name in given}
     check_names(values, str(path))
     return values
 

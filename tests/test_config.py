@@ -59,7 +59,7 @@ def test_replace_checks_again():
         ("lr", "fast", "--lr 'fast': expected a number."),
         ("lr", False, "--lr False: expected a number."),
         ("mixup", 1, "--mixup 1: expected true or false."),
-        ("method", "mse", "--method 'mse': choose one of elr, elr-halves, ce."),
+        ("method", "mse", "--method 'mse': choose one of elr, elr-plus, elr-halves, ce."),
         ("optimizer", 3, "--optimizer 3: expected text."),
         ("weights", 3, "--weights 3: expected a path."),
         ("milestones", "40,b", "--milestones '40,b': expected numbers, such as 40,80."),
@@ -98,9 +98,55 @@ def test_two_halves_are_had_without_mixup_and_averages(other):
     assert getattr(make(method="elr", **{other: True}), other)
 
 
-@pytest.mark.parametrize(("method", "networks"), [("elr", 1), ("ce", 1), ("elr-halves", 2)])
-def test_only_two_halves_train_two_networks(method, networks):
+@pytest.mark.parametrize(
+    ("method", "networks"), [("elr", 1), ("ce", 1), ("elr-halves", 2), ("elr-plus", 2)]
+)
+def test_how_many_networks_a_method_trains(method, networks):
     assert make(method=method).networks == networks
+
+
+@pytest.mark.parametrize("method", ["elr", "elr-plus", "elr-halves", "ce"])
+def test_only_elr_plus_mixes_and_averages_by_itself(method):
+    config = make(method=method)
+    assert config.mixes is config.averages is (method == "elr-plus")
+
+
+@pytest.mark.parametrize("method", ["elr", "elr-plus", "ce"])
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_said_of_mixup_and_averages_counts(method, given):
+    config = make(method=method, mixup=given, ema=not given)
+    assert (config.mixes, config.averages) == (given, not given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "ce", "lam_ramp": 5}, "--lambda-ramp: the loss has no ELR term."),
+        ({"lam": 0, "lam_ramp": 5}, "--lambda-ramp: the loss has no ELR term."),
+        ({"ema_ramp": 5}, "--ema-ramp: there is no weight average."),
+        ({"method": "elr-plus", "ema": False, "ema_ramp": 5}, "--ema-ramp: there is no"),
+        ({"method": "elr-halves", "ema_ramp": 5}, "--ema-ramp: there is no weight average."),
+        ({"weigh_labels": True, "ema": True}, "--weigh-labels: no labels are mixed."),
+        ({"method": "elr-plus", "mixup": False, "weigh_labels": True}, "--weigh-labels: no"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        make(**settings)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lam_ramp": 5},
+        {"method": "elr-halves", "lam_ramp": 5},
+        {"method": "elr-plus", "lam_ramp": 5, "ema_ramp": 5, "weigh_labels": True},
+        {"method": "ce", "mixup": True, "weigh_labels": True, "ema": True, "ema_ramp": 5},
+    ],
+)
+def test_what_does_something_is_taken(settings):
+    assert make(**settings).to_dict().items() >= settings.items()
 
 
 def test_a_config_survives_json():
@@ -149,10 +195,12 @@ def test_every_setting_has_a_help_text_a_panel_and_a_name_for_none():
 
 def test_toml(tmp_path):
     file = tmp_path / "c.toml"
-    file.write_text('lambda = 5\nbatch-size = 32\nhead_lr_scale = 2.0\nmilestones = [1, "2"]\n')
+    lines = "lambda = 5", "lambda-ramp = 9", "batch-size = 32", "head_lr_scale = 2.0"
+    file.write_text("\n".join([*lines, 'milestones = [1, "2"]']))
     values = read_toml(file)
     assert values == {
         "lam": 5,
+        "lam_ramp": 9,
         "batch_size": 32,
         "head_lr_scale": 2.0,
         "milestones": [1, "2"],

@@ -161,6 +161,8 @@ def resolve(
         weight_decay = 0.001 if config.optimizer == "sgd" else 0.05
     return config.replace(
         data=config.data.absolute(),
+        mixup=config.mixes,
+        ema=config.averages,
         batch_size=config.batch_size or automatic_batch_size(len(manifest.rows("train"))),
         lr=lr,
         weight_decay=weight_decay,
@@ -209,10 +211,9 @@ class Training:
             config, self.network, parts, manifest.labels, manifest.rows("train"), classes
         )
         self.method.to(device)
-        judged_twice = config.networks > 1
-        self.record = SampleRecord(len(manifest), classes, config.epochs, held_out=judged_twice).to(
-            device
-        )
+        self.record = SampleRecord(
+            len(manifest), classes, config.epochs, held_out=self.method.judges_held_out
+        ).to(device)
         self.plan = self._plan()
         self.labels = torch.from_numpy(manifest.labels.astype(np.int64)).to(device)
         truth = manifest.truth

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elrcli.errors import TrainingError
-from elrcli.methods.single import StepResult
+from elrcli.methods.base import StepResult
 
 METRIC_COLUMNS = (
     "epoch",

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from elrcli.config import TrainConfig
+from elrcli.methods.averages import WeightAverage
+from elrcli.methods.base import Method
 from elrcli.methods.elr import ELRLoss
 from elrcli.methods.halves import TwoHalves, draw_halves
-from elrcli.methods.single import Method, SingleNetwork
+from elrcli.methods.plus import ELRPlus
+from elrcli.methods.single import SingleNetwork
 
 
 def build_method(
@@ -27,17 +30,31 @@ def build_method(
     `network` predicts; its `parts` are the networks that it is an ensemble of, or itself.
     labels [N] as given, trained [T] the rows to train on.
 
-    Cross-entropy is ELR without its term: it keeps targets too, so both can be compared.
+    Methods without the ELR term keep targets too, so that all can be compared.
     """
-    lam = 0.0 if config.method == "ce" else config.lam
-    loss = ELRLoss(len(labels), num_classes, lam=lam, beta=config.beta)
+
+    def table() -> ELRLoss:
+        lam = config.lam if config.has_elr_term else 0.0
+        return ELRLoss(len(labels), num_classes, lam=lam, beta=config.beta)
+
+    def single(part: nn.Module) -> SingleNetwork:
+        average = None
+        if config.averages:
+            average = WeightAverage(part, config.ema_decay, config.ema_ramp)
+        return SingleNetwork(
+            part,
+            table(),
+            lam_ramp=config.lam_ramp,
+            average=average,
+            mixup_alpha=config.mixup_alpha if config.mixes else None,
+            weigh_labels=config.weigh_labels,
+        )
+
     if config.method == "elr-halves":
         owner = np.zeros(len(labels), dtype=np.int64)
         owner[trained] = draw_halves(labels[trained], config.seed)
-        return TwoHalves(network, parts, loss, torch.from_numpy(owner))
-    return SingleNetwork(
-        network,
-        loss,
-        ema_decay=config.ema_decay if config.ema else None,
-        mixup_alpha=config.mixup_alpha if config.mixup else None,
-    )
+        return TwoHalves(network, parts, table(), torch.from_numpy(owner), config.lam_ramp)
+    if config.method == "elr-plus":
+        first, second = map(single, parts)
+        return ELRPlus(network, first, second)
+    return single(network)

@@ -9,23 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from elrcli.methods.base import OneTable, StepResult, judge
 from elrcli.methods.elr import ELRLoss, clamped_softmax, elr_term
-from elrcli.methods.single import Method, StepResult, judge
 
 
-class TwoHalves(Method):
+class TwoHalves(OneTable):
     """ELR on each half by a network of its own; every sample is also judged by the other one.
 
     Costs one training plus one prediction per image: each image passes one network forward and
     backward, the other one forward. In return every label has a judge that never saw it.
     """
 
+    judges_held_out = True
     owner: Tensor  # [N] int64, 0 or 1: the network that trains on the sample
 
     def __init__(
-        self, network: nn.Module, parts: Sequence[nn.Module], loss: ELRLoss, owner: Tensor
+        self,
+        network: nn.Module,
+        parts: Sequence[nn.Module],
+        loss: ELRLoss,
+        owner: Tensor,
+        lam_ramp: int = 0,
     ) -> None:
-        super().__init__(loss)
+        super().__init__(loss, lam_ramp)
         self.network = network  # an ensemble of the two `parts`
         self.parts = tuple(parts)  # not as modules: their weights would be saved twice
         self.register_buffer("owner", owner)
@@ -47,7 +53,7 @@ class TwoHalves(Method):
             predicted = clamped_softmax(logits)
             targets = self.loss.update_targets(predicted.detach(), index[part])
             part_entropy = functional.cross_entropy(logits.float(), labels[part])
-            part_term = self.loss.lam * elr_term(predicted, targets)
+            part_term = self.lam * elr_term(predicted, targets)
             loss = loss + part_entropy + part_term
             share = len(part) / len(index)
             cross_entropy = cross_entropy + share * part_entropy.detach()

@@ -14,6 +14,7 @@ import pytest
 
 from tests.shapes import write_shapes
 
+ROOT = Path(__file__).parents[2]
 SMALL = ("-b", "resnet10t", "--no-pretrained", "--image-size", "32", "--workers", "0", "--no-flip")
 
 
@@ -21,7 +22,7 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "elrcli", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,6 +122,31 @@ def test_ctrl_c_saves_and_resume_goes_on(elr, folder, monkeypatch):
     assert outcome.code == 0
     assert outcome.out == "my run\n"
     assert len(read(Path("my run/metrics.csv"))) == 15
+
+
+def test_two_networks_that_teach_each_other(elr, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    command = ("train", "shapes", *SMALL, "--method", "elr-plus", "-e", 4, "-o", "plus")
+    with start(*command, cwd=folder) as process:
+        for line in process.stderr:
+            if line.split()[:1] == ["1/4"]:
+                process.send_signal(signal.SIGINT)
+                break
+        process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert elr("train", "--resume", "plus", "-q") == (0, "plus\n", "")
+    assert [row["epoch"] for row in read(Path("plus/metrics.csv"))] == ["1", "2", "3", "4"]
+
+    outcome = elr("audit", "plus", "--json", "-q")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["method"] == "elr-plus"
+    assert len(read(Path("plus/audit/audit.csv"))) == 60
+    outcome = elr("predict", "plus", "test", "-q")
+    assert outcome.code == 0, outcome.err
+    rows = list(csv.DictReader(outcome.out.splitlines()))
+    right = sum(row["path"].split("/")[1] == row["label"] for row in rows)
+    outcome = elr("evaluate", "plus", "test", "--json", "-q")
+    assert json.loads(outcome.out)["accuracy"] == pytest.approx(right / 15)
 
 
 def test_an_audit_without_a_run(elr, folder, monkeypatch):

@@ -25,6 +25,7 @@ TRAIN_OPTIONS = [
     ("--no-small-input", None, "small_input", False),
     ("--freeze", "norm", "freeze", "norm"),
     ("--method", "ce", "method", "ce"),
+    ("--method", "elr-plus", "method", "elr-plus"),
     ("--lambda", "1.5", "lam", 1.5),
     ("--beta", "0.9", "beta", 0.9),
     ("--mixup", None, "mixup", True),
@@ -64,6 +65,14 @@ TRAIN_OPTIONS = [
     ("--seed", "7", "seed", 7),
 ]
 
+# the same for options that do nothing alone: the last value belongs to the first option
+TOGETHER = [
+    ("--lambda-ramp 50 --method elr-plus", "lam_ramp", 50),
+    ("--ema-ramp 40000 --ema", "ema_ramp", 40000),
+    ("--weigh-labels --mixup", "weigh_labels", True),
+    ("--no-weigh-labels", "weigh_labels", False),
+]
+
 
 @pytest.mark.parametrize(("option", "value", "field", "expected"), TRAIN_OPTIONS)
 def test_an_option_sets_its_field(elr, option, value, field, expected):
@@ -71,6 +80,20 @@ def test_an_option_sets_its_field(elr, option, value, field, expected):
     outcome = elr("train", "data", *typed, "--show-config")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)[field] == expected
+
+
+@pytest.mark.parametrize(("typed", "field", "expected"), TOGETHER)
+def test_options_set_a_field_together(elr, typed, field, expected):
+    outcome = elr("train", "data", *typed.split(), "--show-config")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)[field] == expected
+
+
+@pytest.mark.parametrize("option", ["--ema-ramp 5", "--weigh-labels", "--lambda-ramp 5 --lambda 0"])
+def test_an_option_that_does_nothing_is_refused(elr, option):
+    outcome = elr("train", "data", *option.split())
+    assert outcome.code == 1
+    assert outcome.err.startswith(f"error: {option.split()[0]}: ")
 
 
 def test_without_options_the_defaults_hold(elr):

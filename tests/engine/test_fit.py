@@ -359,7 +359,8 @@ def test_cross_entropy_is_elr_of_weight_zero(train):
         {},
         {"optimizer": "adamw", "accumulate": 2},
         {"mixup": True, "ema": True, "augment": "strong"},
-        {"method": "elr-halves", "optimizer": "adamw"},
+        {"method": "elr-halves", "optimizer": "adamw", "lam_ramp": 5},
+        {"method": "elr-plus", "optimizer": "adamw", "lam_ramp": 5, "ema_ramp": 7},
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(train, tmp_path, settings):
@@ -406,7 +407,9 @@ def test_resume_finishes_a_run_that_ended_before_its_last_files(run_copy, shared
         {"clip_grad": 1.0},
         {"layer_decay": 0.7, "head_lr_scale": 10.0},
         {"mixup": True},
-        {"ema": True},
+        {"mixup": True, "weigh_labels": True},
+        {"ema": True, "ema_ramp": 2},
+        {"lam_ramp": 2},
         {"small_input": True},
         {"schedule": "step", "milestones": (0.5,)},
         {"schedule": "restarts", "restart_epochs": 0.5},
@@ -563,6 +566,48 @@ def test_a_network_without_images_in_a_batch_makes_no_step(train, shapes, tmp_pa
 def test_freezing_the_backbone_trains_both_heads(train):
     moved = changed(train(method="elr-halves", freeze="backbone", epochs=1), 0, 1)
     assert moved == {f"networks.{i}.fc.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
+
+
+# --- two networks that teach each other ---
+
+
+def test_elr_plus_trains_both_networks_their_averages_and_tables(train, shared_run):
+    run = train(method="elr-plus")
+    state = load_checkpoint(run.checkpoint_folder)
+    model = safetensors.torch.load_file(run.model_file)
+    names = safetensors.torch.load_file(shared_run.model_file)
+    assert set(model) == {f"networks.{number}.{name}" for number in (0, 1) for name in names}
+    before = load_checkpoint(shared_run.checkpoint_folder)["method"]
+    for number, name in enumerate(("first", "second")):
+        own = {k.removeprefix(f"{name}."): v for k, v in state["method"].items() if name in k}
+        for weight in names:  # what predicts are the networks, not their averages
+            assert model[f"networks.{number}.{weight}"].equal(own[f"network.{weight}"])
+        assert not own["network.fc.weight"].equal(own["average.network.fc.weight"])
+        assert not own["network.fc.weight"].equal(before["network.fc.weight"])
+        assert int(own["_extra_state"]) == int(own["average._extra_state"]) == 6  # 2 x 3 batches
+    rows = run.manifest().rows("train")
+    tables = [state["method"][f"{name}.loss.targets"] for name in ("first", "second")]
+    for table in tables:
+        torch.testing.assert_close(table.sum(dim=1), torch.full((24,), 0.51))  # 1 - 0.7 ** 2
+    assert not tables[0][rows].allclose(tables[1][rows])
+    assert "held_out_sum" not in state["record"]  # nobody judges what it did not train on
+    settings = run.train_config()
+    assert settings.mixup is settings.ema is True
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"precision": "bf16"}, {"accumulate": 2}])
+def test_elr_plus_trains_with(train, settings):
+    run = train(method="elr-plus", epochs=1, **settings)
+    state = load_checkpoint(run.checkpoint_folder)["method"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_elr_plus_without_mixup_and_averages(train):
+    run = train(method="elr-plus", epochs=1, mixup=False, ema=False)
+    state = load_checkpoint(run.checkpoint_folder)["method"]
+    assert not any("average" in name for name in state)
+    settings = run.train_config()
+    assert settings.mixup is settings.ema is False
 
 
 # --- when it cannot go on ---

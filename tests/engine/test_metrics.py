@@ -14,7 +14,7 @@ from elrcli.engine.metrics import (
     memorisation_metrics,
 )
 from elrcli.errors import TrainingError
-from elrcli.methods.single import StepResult
+from elrcli.methods.base import StepResult
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from elrcli.config import TrainConfig
+from elrcli.methods.base import StepResult
 from elrcli.methods.build import build_method
 from elrcli.methods.elr import ELRLoss
 from elrcli.methods.halves import TwoHalves, draw_halves
-from elrcli.methods.single import StepResult
 
 CLASSES = 3
 OWNER = torch.tensor([0, 1, 0, 1, 0, 1])
@@ -185,17 +187,26 @@ def test_both_networks_predict_as_one(images):
     assert one.network.training
 
 
-def test_after_a_step_there_is_nothing_to_do():
+def test_after_a_step_only_the_count_changes():
     one = method()
     before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
     one.after_step()
-    assert all(tensor.equal(before[name]) for name, tensor in one.state_dict().items())
+    after = one.state_dict()
+    assert {name for name in after if not after[name].equal(before[name])} == {"_extra_state"}
+
+
+def test_lambda_ramps_up_with_the_steps(images):
+    pair = Pair()
+    one = TwoHalves(pair, list(pair.networks), ELRLoss(6, CLASSES), OWNER, lam_ramp=2)
+    one.after_step()
+    share = math.exp(-1.25)  # of lambda, after one of two steps
+    torch.testing.assert_close(step(one, images).elr_term, share * step(method(), images).elr_term)
 
 
 def test_the_state_holds_every_weight_once_and_the_halves():
     one = method()
     weights = {f"network.{name}" for name in Pair().state_dict()}
-    assert set(one.state_dict()) == weights | {"loss.targets", "owner"}
+    assert set(one.state_dict()) == weights | {"loss.targets", "owner", "_extra_state"}
     parameters = list(one.parameters())
     assert len(parameters) == 2 * len(list(network(0).parameters()))
 
@@ -212,7 +223,7 @@ def test_a_loaded_state_reaches_the_networks_that_train(images):
 
 def test_build_draws_the_halves_by_labels_and_seed():
     pair, labels = Pair(), np.arange(30) % CLASSES
-    config = TrainConfig(data="d", method="elr-halves", lam=5, beta=0.9, seed=3)
+    config = TrainConfig(data="d", method="elr-halves", lam=5, beta=0.9, seed=3, lam_ramp=9)
     trained = np.arange(0, 30, 2)
     built = build_method(config, pair, list(pair.networks), labels, trained, CLASSES)
     assert isinstance(built, TwoHalves)
@@ -220,6 +231,7 @@ def test_build_draws_the_halves_by_labels_and_seed():
     assert (built.loss.lam, built.loss.beta) == (5.0, 0.9)
     assert built.targets.shape == (30, CLASSES)
     assert built.prediction_network() is pair
+    assert built.lam_ramp == 9
 
 
 # --- the halves ---

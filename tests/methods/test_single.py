@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from elrcli.config import TrainConfig
+from elrcli.methods.averages import WeightAverage
+from elrcli.methods.base import StepResult
 from elrcli.methods.build import build_method
 from elrcli.methods.elr import ELRLoss, clamped_softmax
-from elrcli.methods.single import SingleNetwork, StepResult, WeightAverage, draw_mixup, judge
+from elrcli.methods.mixup import Mixup
+from elrcli.methods.single import SingleNetwork
 
 CLASSES = 3
 LABELS, INDEX = torch.tensor([0, 1, 2, 1]), torch.tensor([5, 0, 3, 2])
@@ -28,8 +34,11 @@ def network() -> nn.Module:
     )
 
 
-def method(lam: float = 3.0, **options: float) -> SingleNetwork:
-    return SingleNetwork(network(), ELRLoss(6, CLASSES, lam=lam), **options)
+def method(lam: float = 3.0, ema_decay: float | None = None, **options: Any) -> SingleNetwork:
+    model = network()
+    if ema_decay is not None:
+        options["average"] = WeightAverage(model, ema_decay)
+    return SingleNetwork(model, ELRLoss(6, CLASSES, lam=lam), **options)
 
 
 def build(**settings: object) -> SingleNetwork:
@@ -40,7 +49,12 @@ def build(**settings: object) -> SingleNetwork:
 
 
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(7)
+    return torch.Generator().manual_seed(9)
+
+
+def draw() -> Mixup:
+    """The draw of a step."""
+    return Mixup.draw(4, 1.0, generator(), torch.device("cpu"))
 
 
 def step(of: SingleNetwork, images: Tensor) -> StepResult:
@@ -66,7 +80,9 @@ def test_a_step_is_the_public_loss_on_the_networks_logits(images):
 def test_lambda_zero_is_cross_entropy_that_keeps_targets(images):
     one = method(lam=0.0)
     result = step(one, images)
-    assert result.loss.equal(functional.cross_entropy(network()(images), LABELS))
+    torch.testing.assert_close(
+        result.loss, functional.cross_entropy(network()(images), LABELS), rtol=1e-6, atol=0
+    )
     assert result.elr_term == 0
     assert one.targets[INDEX].sum(dim=1) == pytest.approx([0.3] * 4)
 
@@ -77,12 +93,28 @@ def test_cross_entropy_equals_elr_of_weight_zero(images):
 
 
 def test_build_reads_the_settings():
-    built = build(lam=5, beta=0.9, ema=True, ema_decay=0.5, mixup=True)
+    averages = {"ema": True, "ema_decay": 0.5, "ema_ramp": 4}
+    built = build(lam=5, beta=0.9, lam_ramp=8, mixup=True, weigh_labels=True, **averages)
     assert (built.loss.lam, built.loss.beta, built.mixup_alpha) == (5.0, 0.9, 1.0)
-    assert built.average.decay == 0.5
+    assert (built.lam_ramp, built.weigh_labels) == (8, True)
+    assert (built.average.decay, built.average.ramp_steps) == (0.5, 4)
     assert built.targets.shape == (6, CLASSES)
     plain = build()
     assert plain.average is plain.mixup_alpha is None
+
+
+def test_lambda_ramps_up_with_the_steps(images):
+    """exp(-5), exp(-5 / 4) and 1 times lambda in steps 0, 1 and 2 of a ramp of 2."""
+    one = method(lam_ramp=2)
+    for factor in (math.exp(-5), math.exp(-1.25), 1.0, 1.0):
+        assert one.lam == pytest.approx(3 * factor)
+        one.loss.targets.zero_()
+        term = step(one, images).elr_term
+        torch.testing.assert_close(term, factor * step(method(), images).elr_term)
+        one.after_step()
+    other = method(lam_ramp=2)
+    other.load_state_dict(one.state_dict())
+    assert other.steps_done == 4
 
 
 def test_held_out_predictions_move_targets():
@@ -103,39 +135,15 @@ def test_predict_uses_eval_mode_and_leaves_every_mode_as_it_was(images):
     assert norm.num_batches_tracked == 0
 
 
-def test_a_judge_keeps_no_gradient_and_goes_back_to_its_mode(images):
-    model = network()
-    logits = judge(model, images)
-    assert not logits.requires_grad
-    assert all(module.training for module in model.modules())
-    torch.testing.assert_close(judge(model.eval(), images), logits)
-    assert not any(module.training for module in model.modules())
-
-
 # --- mixup ---
-
-
-def test_the_share_lies_between_one_half_and_one():
-    draws = torch.Generator().manual_seed(0)
-    shares = torch.tensor([draw_mixup(2, 1.0, draws)[0] for _ in range(2000)])
-    assert 0.5 <= shares.min() < 0.51
-    assert 0.99 < shares.max() <= 1.0
-    assert shares.mean().item() == pytest.approx(0.75, abs=0.01)  # uniform on [0.5, 1]
-
-
-def test_the_same_generator_draws_the_same():
-    share, partner = draw_mixup(5, 0.4, generator())
-    again, same = draw_mixup(5, 0.4, generator())
-    assert share == again
-    assert partner.equal(same)
-    assert sorted(partner.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_mixup_by_the_formulas(images):
     """METHOD: inputs, labels and targets are mixed alike; targets see the unmixed images."""
     one = method(mixup_alpha=1.0)
     one.network.train()
-    share, partner = draw_mixup(4, 1.0, generator())
+    drawn = draw()
+    share, partner = drawn.share, drawn.partner
     result = step(one, images)
 
     reference = network().eval()(images).detach()
@@ -153,6 +161,28 @@ def test_mixup_by_the_formulas(images):
     torch.testing.assert_close(result.loss, cross_entropy + term)
 
 
+def test_mixed_labels_may_be_weighed_by_the_targets(images):
+    """METHOD: y q / sum(y q), where y are the mixed labels and q the mixed targets."""
+    one = method(mixup_alpha=1.0, weigh_labels=True, lam=0.0)
+    mixed = draw()
+    result = step(one, images)
+    one_hot = functional.one_hot(LABELS, CLASSES).float()
+    soft = mixed.mix(one_hot) * mixed.mix(one.targets[INDEX])
+    soft /= soft.sum(dim=1, keepdim=True)
+    logits = network()(mixed.mix(images))
+    torch.testing.assert_close(result.loss, -(soft * logits.log_softmax(dim=1)).sum(dim=1).mean())
+    assert not result.loss.isclose(step(method(mixup_alpha=1.0, lam=0.0), images).loss)
+
+
+def test_logits_of_another_network_may_move_the_targets(images):
+    reference = torch.randn(4, CLASSES)
+    for options in ({}, {"mixup_alpha": 1.0}, {"ema_decay": 0.9}):
+        one = method(**options)
+        result = one.training_step(images, LABELS, INDEX, generator(), reference)
+        torch.testing.assert_close(result.probs, reference.softmax(dim=1))
+        torch.testing.assert_close(one.targets[INDEX], 0.3 * reference.softmax(dim=1))
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_with_mixup_every_weight_gets_a_gradient(images, dtype):
     """The prediction without gradient comes first: autocast must not reuse its weights."""
@@ -165,37 +195,6 @@ def test_with_mixup_every_weight_gets_a_gradient(images, dtype):
 
 
 # --- weight average ---
-
-
-def test_the_average_starts_as_the_network_and_its_decay_ramps_up():
-    """Decay 0, 1/2, 2/3: the plain mean of the visited weights, until `decay` holds it."""
-    model = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model, decay=0.6)
-    for value in (3.0, 6.0, 12.0):
-        nn.init.constant_(model.weight, value)
-        average.update(model)
-    # 3; (3 + 6) / 2 = 4.5; 0.6 * 4.5 + 0.4 * 12 = 7.5
-    assert average.network.weight.item() == pytest.approx(7.5)
-    assert average.steps_done == 3
-
-
-def test_batch_norm_statistics_are_averaged_and_counters_copied():
-    model = nn.BatchNorm1d(1)
-    average = WeightAverage(model, decay=0.9)
-    for value in (2.0, 4.0):
-        model.running_mean.fill_(value)
-        model.num_batches_tracked += 1
-        average.update(model)
-    assert average.network.running_mean.item() == pytest.approx(3.0)
-    assert average.network.num_batches_tracked == 2
-
-
-def test_the_average_never_learns_and_stays_in_eval_mode():
-    one = method(ema_decay=0.9)
-    one.train()
-    assert not any(module.training for module in one.average.modules())
-    assert not any(parameter.requires_grad for parameter in one.average.parameters())
-    assert one.network.training
 
 
 def test_targets_and_predictions_come_from_the_average(images):
@@ -227,3 +226,4 @@ def test_after_step_without_an_average_does_nothing():
     one = method()
     one.after_step()
     assert all(tensor.equal(before[name]) for name, tensor in one.network.state_dict().items())
+    assert one.steps_done == 1

@@ -1,0 +1,101 @@
+"""What the training loop knows of a method."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from elrcli.methods.averages import ramp
+from elrcli.methods.elr import ELRLoss
+
+
+class StepResult(NamedTuple):
+    """What one training step gives back."""
+
+    loss: Tensor  # scalar with gradient
+    cross_entropy: Tensor  # scalar, detached: the loss of the labels
+    elr_term: Tensor  # scalar, detached, weighted by lambda
+    probs: Tensor  # [B, K] prediction for the unmixed images, detached: the evidence
+    held_out: Tensor | None = None  # [B, K] prediction without training on the images, detached
+
+
+class Method(nn.Module):
+    """One loss, a target for every sample, and who predicts."""
+
+    judges_held_out = False  # whether `StepResult.held_out` is there
+
+    @property
+    def targets(self) -> Tensor:
+        """The target table [N, K], one running estimate per manifest row."""
+        raise NotImplementedError
+
+    def training_step(
+        self, images: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator
+    ) -> StepResult:
+        """Return the loss of one batch; images [B, 3, S, S] normalised, labels and index [B]."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Follow an optimiser step."""
+        raise NotImplementedError
+
+    def observe(self, probs: Tensor, index: Tensor) -> None:
+        """Move the targets of rows that training does not touch by predictions [B, K]."""
+        raise NotImplementedError
+
+    def prediction_network(self) -> nn.Module:
+        """Return the module that predicts, whose weights `model.safetensors` holds."""
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits [B, K] of the network that predicts, in eval mode without gradient."""
+        return judge(self.prediction_network(), images)
+
+
+class OneTable(Method):
+    """A method with one target table, whose lambda may ramp up over the first steps."""
+
+    def __init__(self, loss: ELRLoss, lam_ramp: int = 0) -> None:
+        super().__init__()
+        self.loss = loss
+        self.lam_ramp = lam_ramp
+        self.steps_done = 0
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of optimiser steps, for `state_dict`."""
+        return torch.tensor(self.steps_done)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the number of optimiser steps from `state_dict`."""
+        self.steps_done = int(state)
+
+    @property
+    def targets(self) -> Tensor:
+        """The target table [N, K]."""
+        return self.loss.targets
+
+    @property
+    def lam(self) -> float:
+        """The weight of the ELR term in this step."""
+        return self.loss.lam * ramp(self.steps_done, self.lam_ramp)
+
+    def after_step(self) -> None:
+        """Count the optimiser step."""
+        self.steps_done += 1
+
+    def observe(self, probs: Tensor, index: Tensor) -> None:
+        """Move the targets of rows that training does not touch by predictions [B, K]."""
+        self.loss.update_targets(probs, index)
+
+
+@torch.no_grad()
+def judge(network: nn.Module, images: Tensor) -> Tensor:
+    """Return logits [B, K] in eval mode without gradient; every part keeps its own mode."""
+    was_training = {module: module.training for module in network.modules()}
+    network.eval()
+    logits: Tensor = network(images)
+    for module, training in was_training.items():
+        module.training = training
+    return logits
