@@ -41,10 +41,12 @@ def setting(
     short: str | None = None,
     flag: str | None = None,
     auto: str | None = None,
+    only: str | None = None,
 ) -> Any:
     """Declare one setting.
 
-    `low` and `high` are inclusive bounds; `auto` says what None stands for.
+    `low` and `high` are inclusive bounds; `auto` says what None stands for; `only` names the one
+    method that uses the setting.
     """
     return field(
         default=default,
@@ -57,6 +59,7 @@ def setting(
             "short": short,
             "flag": flag,
             "auto": auto,
+            "only": only,
         },
     )
 
@@ -97,9 +100,10 @@ class TrainConfig:
     method: str = setting(
         "elr",
         "ELR; two networks that teach each other (elr-plus) or each train on one half"
-        " (elr-halves); or cross-entropy (ce).",
+        " (elr-halves). To compare: cross-entropy (ce), also generalised (gce) or symmetric (sl),"
+        " and over-parameterisation (sop).",
         METHOD,
-        choices=("elr", "elr-plus", "elr-halves", "ce"),
+        choices=("elr", "elr-plus", "elr-halves", "ce", "gce", "sl", "sop"),
     )
     lam: float = setting(
         3.0, "Weight of the ELR term.", METHOD, low=0.0, high=1000.0, flag="--lambda"
@@ -126,6 +130,18 @@ class TrainConfig:
     ema_decay: float = setting(0.997, "Decay of the weight average.", METHOD, low=0.0, high=0.99999)
     ema_ramp: int = setting(
         0, "Steps over which that decay rises; with 0 it is at most 1 - 1/step.", METHOD, low=0
+    )
+    sl_alpha: float = setting(
+        0.1, "Weight of cross-entropy in sl.", METHOD, low=0.0, high=1000.0, only="sl"
+    )
+    sl_beta: float = setting(
+        1.0, "Weight of reverse cross-entropy in sl.", METHOD, low=0.0, high=1000.0, only="sl"
+    )
+    sop_lr_u: float = setting(
+        10.0, "Learning rate of what sop adds to the given class.", METHOD, low=0.0, only="sop"
+    )
+    sop_lr_v: float = setting(
+        10.0, "Learning rate of what sop takes from the others.", METHOD, low=0.0, only="sop"
     )
 
     epochs: int = setting(
@@ -220,6 +236,13 @@ class TrainConfig:
             raise ConfigError("--weights and --no-pretrained exclude each other: drop one of them.")
         if self.method == "elr-halves" and (self.mixup or self.ema):
             raise ConfigError("--method elr-halves: cannot be had with --mixup or --ema.")
+        if self.method == "sop" and self.mixup:
+            raise ConfigError("--method sop: cannot be had with --mixup.")
+        for spec in dataclasses.fields(self):
+            only = spec.metadata.get("only") or self.method
+            if self.method != only and getattr(self, spec.name) != spec.default:
+                option = option_name(spec.name)
+                raise ConfigError(f"{option}: only --method {only} uses it. Leave it out.")
         if self.lam_ramp > 0 and not self.has_elr_term:
             raise ConfigError("--lambda-ramp: the loss has no ELR term. Leave it out.")
         if self.ema_ramp > 0 and not self.averages:

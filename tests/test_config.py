@@ -17,6 +17,8 @@ from elrcli.config import (
 )
 from elrcli.errors import ConfigError
 
+METHODS = ("elr", "elr-plus", "elr-halves", "ce", "gce", "sl", "sop")
+
 
 def make(**settings: object) -> TrainConfig:
     return TrainConfig(**{"data": Path("d"), **settings})
@@ -59,7 +61,7 @@ def test_replace_checks_again():
         ("lr", "fast", "--lr 'fast': expected a number."),
         ("lr", False, "--lr False: expected a number."),
         ("mixup", 1, "--mixup 1: expected true or false."),
-        ("method", "mse", "--method 'mse': choose one of elr, elr-plus, elr-halves, ce."),
+        ("method", "mse", "--method 'mse': choose one of elr, elr-plus,"),
         ("optimizer", 3, "--optimizer 3: expected text."),
         ("weights", 3, "--weights 3: expected a path."),
         ("milestones", "40,b", "--milestones '40,b': expected numbers, such as 40,80."),
@@ -90,6 +92,26 @@ def test_weights_and_no_pretrained_exclude_each_other():
         make(weights=Path("w.pth"), pretrained=False)
 
 
+def test_sop_is_had_without_mixup():
+    assert make(method="sop", ema=True, mixup=False).averages
+    with pytest.raises(ConfigError, match=r"^--method sop: cannot be had with --mixup\.$"):
+        make(method="sop", mixup=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "only"),
+    [("sl_alpha", "sl"), ("sl_beta", "sl"), ("sop_lr_u", "sop"), ("sop_lr_v", "sop")],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_setting_of_one_method_is_refused_by_the_others(name, only, method):
+    if method == only:
+        assert getattr(make(method=method, **{name: 0.5}), name) == 0.5
+        return
+    with pytest.raises(ConfigError) as caught:
+        make(method=method, **{name: 0.5})
+    assert str(caught.value) == f"{option_name(name)}: only --method {only} uses it. Leave it out."
+
+
 @pytest.mark.parametrize("other", ["mixup", "ema"])
 def test_two_halves_are_had_without_mixup_and_averages(other):
     config = make(method="elr-halves")
@@ -99,13 +121,23 @@ def test_two_halves_are_had_without_mixup_and_averages(other):
 
 
 @pytest.mark.parametrize(
-    ("method", "networks"), [("elr", 1), ("ce", 1), ("elr-halves", 2), ("elr-plus", 2)]
+    ("method", "networks", "has_term"),
+    [
+        ("elr", 1, True),
+        ("elr-plus", 2, True),
+        ("elr-halves", 2, True),
+        ("ce", 1, False),
+        ("gce", 1, False),
+        ("sl", 1, False),
+        ("sop", 1, False),
+    ],
 )
-def test_how_many_networks_a_method_trains(method, networks):
-    assert make(method=method).networks == networks
+def test_what_a_method_consists_of(method, networks, has_term):
+    config = make(method=method)
+    assert (config.networks, config.has_elr_term) == (networks, has_term)
 
 
-@pytest.mark.parametrize("method", ["elr", "elr-plus", "elr-halves", "ce"])
+@pytest.mark.parametrize("method", METHODS)
 def test_only_elr_plus_mixes_and_averages_by_itself(method):
     config = make(method=method)
     assert config.mixes is config.averages is (method == "elr-plus")

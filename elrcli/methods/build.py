@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,13 @@ from elrcli.methods.averages import WeightAverage
 from elrcli.methods.base import Method
 from elrcli.methods.elr import ELRLoss
 from elrcli.methods.halves import TwoHalves, draw_halves
+from elrcli.methods.label_losses import (
+    LabelLoss,
+    OverParameterisation,
+    cross_entropy,
+    generalised_cross_entropy,
+    symmetric_cross_entropy,
+)
 from elrcli.methods.plus import ELRPlus
 from elrcli.methods.single import SingleNetwork
 
@@ -44,6 +52,7 @@ def build_method(
         return SingleNetwork(
             part,
             table(),
+            label_loss=label_loss(config, len(labels), num_classes),
             lam_ramp=config.lam_ramp,
             average=average,
             mixup_alpha=config.mixup_alpha if config.mixes else None,
@@ -58,3 +67,20 @@ def build_method(
         first, second = map(single, parts)
         return ELRPlus(network, first, second)
     return single(network)
+
+
+def label_loss(config: TrainConfig, num_samples: int, num_classes: int) -> LabelLoss:
+    """Return the loss of the given labels that belongs to `config.method`."""
+    if config.method == "gce":
+        return generalised_cross_entropy
+    if config.method == "sl":
+        return partial(symmetric_cross_entropy, alpha=config.sl_alpha, beta=config.sl_beta)
+    if config.method == "sop":
+        return OverParameterisation(
+            num_samples,
+            num_classes,
+            lr_u=config.sop_lr_u,
+            lr_v=config.sop_lr_v,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    return cross_entropy

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from elrcli.methods.averages import WeightAverage
 from elrcli.methods.base import OneTable, StepResult
 from elrcli.methods.elr import ELRLoss, clamped_softmax, elr_term
+from elrcli.methods.label_losses import LabelLoss, cross_entropy
 from elrcli.methods.mixup import Mixup
-
-LabelLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits [B, K], labels, index [B] -> [B]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample, [B, K] and [B] -> [B]."""
-    return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 class SingleNetwork(OneTable):

@@ -65,12 +65,17 @@ TRAIN_OPTIONS = [
     ("--seed", "7", "seed", 7),
 ]
 
-# the same for options that do nothing alone: the last value belongs to the first option
+# the same for options that do nothing alone; the value belongs to the first one
 TOGETHER = [
     ("--lambda-ramp 50 --method elr-plus", "lam_ramp", 50),
     ("--ema-ramp 40000 --ema", "ema_ramp", 40000),
     ("--weigh-labels --mixup", "weigh_labels", True),
     ("--no-weigh-labels", "weigh_labels", False),
+    ("--sl-alpha 6 --method sl", "sl_alpha", 6.0),
+    ("--sl-beta 0.1 --method sl", "sl_beta", 0.1),
+    ("--sop-lr-u 1 --method sop", "sop_lr_u", 1.0),
+    ("--sop-lr-v 100 --method sop", "sop_lr_v", 100.0),
+    ("--method gce", "method", "gce"),
 ]
 
 
@@ -89,7 +94,9 @@ def test_options_set_a_field_together(elr, typed, field, expected):
     assert json.loads(outcome.out)[field] == expected
 
 
-@pytest.mark.parametrize("option", ["--ema-ramp 5", "--weigh-labels", "--lambda-ramp 5 --lambda 0"])
+@pytest.mark.parametrize(
+    "option", ["--ema-ramp 5", "--weigh-labels", "--lambda-ramp 5 --lambda 0", "--sl-beta 2"]
+)
 def test_an_option_that_does_nothing_is_refused(elr, option):
     outcome = elr("train", "data", *option.split())
     assert outcome.code == 1

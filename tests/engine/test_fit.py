@@ -353,12 +353,21 @@ def test_cross_entropy_is_elr_of_weight_zero(train):
     assert one.metrics()[-1]["loss_elr"] == 0
 
 
+@pytest.mark.parametrize("method", ["ce", "gce", "sl", "sop"])
+def test_every_method_keeps_targets(train, method):
+    run = train(method=method)
+    targets = load_checkpoint(run.checkpoint_folder)["method"]["loss.targets"]
+    torch.testing.assert_close(targets.sum(dim=1), torch.full((24,), 0.51))  # 1 - 0.7 ** 2
+    assert run.metrics()[-1]["loss_elr"] == 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"optimizer": "adamw", "accumulate": 2},
         {"mixup": True, "ema": True, "augment": "strong"},
+        {"method": "sop", "sop_lr_u": 1e5, "ema": True},
         {"method": "elr-halves", "optimizer": "adamw", "lam_ramp": 5},
         {"method": "elr-plus", "optimizer": "adamw", "lam_ramp": 5, "ema_ramp": 7},
     ],
@@ -410,6 +419,11 @@ def test_resume_finishes_a_run_that_ended_before_its_last_files(run_copy, shared
         {"mixup": True, "weigh_labels": True},
         {"ema": True, "ema_ramp": 2},
         {"lam_ramp": 2},
+        {"method": "gce", "mixup": True, "ema": True},
+        {"method": "sl", "sl_alpha": 6.0, "sl_beta": 0.1},
+        {"method": "sl", "precision": "bf16"},
+        {"method": "sop"},
+        {"method": "sop", "precision": "bf16"},
         {"small_input": True},
         {"schedule": "step", "milestones": (0.5,)},
         {"schedule": "restarts", "restart_epochs": 0.5},

@@ -117,6 +117,49 @@ def test_lambda_ramps_up_with_the_steps(images):
     assert other.steps_done == 4
 
 
+@pytest.mark.parametrize("mixup_alpha", [None, 1.0])
+def test_the_loss_of_the_labels_may_be_another(images, mixup_alpha):
+    """Its mean over the samples; with mixup that of both labels by their shares."""
+
+    def spread(logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        assert index.equal(INDEX)
+        return (logits.amax(dim=1) - logits.gather(1, labels[:, None])[:, 0]) * labels
+
+    one = method(lam=0.0, label_loss=spread, mixup_alpha=mixup_alpha)
+    result = step(one, images)
+    if mixup_alpha is None:
+        expected = spread(network()(images), LABELS, INDEX).mean()
+    else:
+        mixed = draw()
+        logits = network()(mixed.mix(images))
+        first, second = (spread(logits, y, INDEX).mean() for y in (LABELS, LABELS[mixed.partner]))
+        expected = mixed.share * first + (1 - mixed.share) * second
+    torch.testing.assert_close(result.loss, expected)
+    torch.testing.assert_close(result.cross_entropy, expected.detach())
+
+
+def test_build_gives_every_method_its_loss(images):
+    logits, probs = network()(images).detach(), network()(images).detach().softmax(dim=1)
+    given = probs.gather(1, LABELS[:, None])[:, 0]
+    cross = -given.log()
+    for settings, expected in (
+        ({"method": "elr"}, cross),
+        ({"method": "ce"}, cross),
+        ({"method": "gce"}, (1 - given**0.7) / 0.7),
+        ({"method": "sl"}, 0.1 * cross + 4 * (1 - given)),
+        ({"method": "sl", "sl_alpha": 6, "sl_beta": 0.5}, 6 * cross + 2 * (1 - given)),
+        ({"method": "sop"}, cross),  # before it has learned anything
+    ):
+        built = build(**settings)
+        torch.testing.assert_close(built.label_loss(logits, LABELS, INDEX), expected)
+        assert built.loss.lam == (3.0 if settings["method"] == "elr" else 0.0)
+    built = build(method="sop", sop_lr_u=2, sop_lr_v=3)
+    assert (built.label_loss.lr_u, built.label_loss.lr_v) == (2.0, 3.0)
+    assert {"label_loss.u", "label_loss.v"} <= set(built.state_dict())
+    assert built.label_loss.u.equal(build(method="sop").label_loss.u)
+    assert not built.label_loss.u.equal(build(method="sop", seed=1).label_loss.u)
+
+
 def test_held_out_predictions_move_targets():
     one = method()
     one.observe(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([4]))
