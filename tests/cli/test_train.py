@@ -26,6 +26,7 @@ TRAIN_OPTIONS = [
     ("--freeze", "norm", "freeze", "norm"),
     ("--method", "ce", "method", "ce"),
     ("--method", "elr-plus", "method", "elr-plus"),
+    ("--method", "gce", "method", "gce"),
     ("--lambda", "1.5", "lam", 1.5),
     ("--beta", "0.9", "beta", 0.9),
     ("--mixup", None, "mixup", True),
@@ -65,17 +66,16 @@ TRAIN_OPTIONS = [
     ("--seed", "7", "seed", 7),
 ]
 
-# the same for options that do nothing alone; the value belongs to the first one
+# the same for options that are refused without another one, which comes last
 TOGETHER = [
-    ("--lambda-ramp 50 --method elr-plus", "lam_ramp", 50),
-    ("--ema-ramp 40000 --ema", "ema_ramp", 40000),
-    ("--weigh-labels --mixup", "weigh_labels", True),
-    ("--no-weigh-labels", "weigh_labels", False),
-    ("--sl-alpha 6 --method sl", "sl_alpha", 6.0),
-    ("--sl-beta 0.1 --method sl", "sl_beta", 0.1),
-    ("--sop-lr-u 1 --method sop", "sop_lr_u", 1.0),
-    ("--sop-lr-v 100 --method sop", "sop_lr_v", 100.0),
-    ("--method gce", "method", "gce"),
+    ("--lambda-ramp", "50", "lam_ramp", 50, "--method elr-plus"),
+    ("--ema-ramp", "40000", "ema_ramp", 40000, "--ema"),
+    ("--weigh-labels", None, "weigh_labels", True, "--mixup"),
+    ("--no-weigh-labels", None, "weigh_labels", False, "--mixup"),
+    ("--sl-alpha", "6", "sl_alpha", 6.0, "--method sl"),
+    ("--sl-beta", "0.1", "sl_beta", 0.1, "--method sl"),
+    ("--sop-lr-u", "1", "sop_lr_u", 1.0, "--method sop"),
+    ("--sop-lr-v", "100", "sop_lr_v", 100.0, "--method sop"),
 ]
 
 
@@ -87,9 +87,10 @@ def test_an_option_sets_its_field(elr, option, value, field, expected):
     assert json.loads(outcome.out)[field] == expected
 
 
-@pytest.mark.parametrize(("typed", "field", "expected"), TOGETHER)
-def test_options_set_a_field_together(elr, typed, field, expected):
-    outcome = elr("train", "data", *typed.split(), "--show-config")
+@pytest.mark.parametrize(("option", "value", "field", "expected", "other"), TOGETHER)
+def test_an_option_sets_its_field_together_with_another(elr, option, value, field, expected, other):
+    typed = [option] if value is None else [option, value]
+    outcome = elr("train", "data", *typed, *other.split(), "--show-config")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)[field] == expected
 
