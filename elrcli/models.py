@@ -20,10 +20,65 @@ import timm.data
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
+from timm.layers import BatchNormAct2d, create_conv2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnetv2 import ResNetV2
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from elrcli.errors import ModelError
+
+_CIFAR: dict[str, Any] = {
+    "url": "",  # no pretrained weights
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (4, 4),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+}
+default_cfgs = generate_default_cfgs(  # where `register_model` looks
+    {
+        "cifar_resnet34": _CIFAR | {"first_conv": "conv1", "classifier": "fc"},
+        "cifar_preact_resnet18": _CIFAR | {"first_conv": "stem.conv", "classifier": "head.fc"},
+    }
+)
+
+
+@register_model
+def cifar_resnet34(pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build ResNet-34 for 32 pixels: 3x3 stem with stride 1, no max-pool. He et al. 2015.
+
+    21.28 M parameters with 10 classes; the network of the tables of Liu et al. 2020 (ELR).
+    """
+    options |= {"block": BasicBlock, "layers": (3, 4, 6, 3), "zero_init_last": False}
+    network: nn.Module = build_model_with_cfg(ResNet, "cifar_resnet34", pretrained, **options)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+@register_model
+def cifar_preact_resnet18(pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build ResNet-18 with pre-activation for 32 pixels, stem as above. He et al. 2016.
+
+    11.17 M parameters with 10 classes; the network of ELR+ in Liu et al. 2020.
+    """
+    options |= {
+        "layers": (2, 2, 2, 2),
+        "channels": (64, 128, 256, 512),
+        "basic": True,
+        "bottle_ratio": 1.0,
+        "conv_layer": create_conv2d,
+        "norm_layer": BatchNormAct2d,
+    }
+    variant = "cifar_preact_resnet18"
+    network: nn.Module = build_model_with_cfg(ResNetV2, variant, pretrained, **options)
+    network.stem = nn.Sequential()
+    network.stem.add_module("conv", nn.Conv2d(3, 64, 3, padding=1, bias=False))
+    return network
 
 
 @dataclass(frozen=True)
@@ -54,7 +109,7 @@ def members(network: nn.Module) -> list[nn.Module]:
 
 
 def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
-    """Return timm model names that contain `pattern` or match it as a glob."""
+    """Return model names that contain `pattern` or match it as a glob: timm's and `cifar_*`."""
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     return list(timm.list_models(glob, pretrained=pretrained))
 
@@ -246,8 +301,9 @@ def shrink_stem(network: nn.Module) -> None:
         stem.kernel_size = (3, 3)
         stem.padding = (1, 1)
     stem.stride = (1, 1)
-    if isinstance(getattr(network, "maxpool", None), nn.Module):
-        network.maxpool = nn.Identity()
+    for place in ("maxpool", "stem.pad", "stem.pool"):  # ResNet and its kin; the last two ResNetV2
+        if place in dict(network.named_modules()):
+            network.set_submodule(place, nn.Identity())
 
 
 def parameter_groups(

@@ -457,6 +457,65 @@ def test_small_input_is_refused_where_it_cannot_work(backbone):
         create_network(backbone, 2, small_input=True)
 
 
+def test_small_input_on_a_network_whose_pool_is_in_its_stem():
+    network = create_network("resnetv2_18", 10, small_input=True).eval()
+    with torch.no_grad():
+        assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4)
+
+
+# --- networks for 32 pixels ---
+
+
+@pytest.mark.parametrize(
+    ("backbone", "parameters", "stages", "blocks"),
+    [
+        # The second by hand: stem 1,728; stages 147,968 + 525,184 + 2,098,944 + 8,392,192; last
+        # BatchNorm 1,024; head 5,130. Stage 2: 3x3 convolutions 9 * 128 * (64 + 3 * 128), BatchNorm
+        # 2 * (64 + 3 * 128), shortcut 64 * 128.
+        ("cifar_resnet34", 21_282_122, ["layer1", "layer2", "layer3", "layer4"], [3, 4, 6, 3]),
+        ("cifar_preact_resnet18", 11_172_170, [f"stages.{i}.blocks" for i in range(4)], [2] * 4),
+    ],
+)
+def test_networks_of_the_papers_tables(backbone, parameters, stages, blocks):
+    network = create_network(backbone, 10).eval()
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert [len(network.get_submodule(name)) for name in stages] == blocks
+    sizes = []
+    for name in stages:
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output: sizes.append(tuple(output.shape[1:]))
+        )
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sizes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    assert preprocessing(network).image_size == 32
+    assert has_batch_norm(network)
+
+
+@pytest.mark.parametrize("backbone", ["cifar_resnet34", "cifar_preact_resnet18"])
+def test_networks_for_32_pixels_are_backbones_like_others(backbone, tmp_path):
+    assert list_backbones(backbone) == [backbone]
+    assert list_backbones(backbone, pretrained=True) == []
+    with pytest.raises(ModelError, match=r"No pretrained weights exist .* with --no-pretrained\.$"):
+        create_network(backbone, 2, pretrained=True)
+    donor = create_network(backbone, 3, small_input=True)  # has the small stem already: no change
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    network = create_network(backbone, 2, pretrained=True, weights=tmp_path / "w.pth")
+    own, given = network.state_dict(), donor.state_dict()
+    head = classifier_names(network)[0]
+    assert {name for name in own if not torch.equal(own[name], given[name])} <= {
+        f"{head}.weight",
+        f"{head}.bias",
+    }
+    assert len(parameter_groups(network, weight_decay=0.1, layer_decay=0.75, head_lr_scale=2)) > 4
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "inception_resnet_v2"])
+def test_networks_of_the_large_sets_are_timms(backbone):
+    names = list_backbones(f"{backbone}.*", pretrained=True)
+    assert names[0].startswith(f"{backbone}.")  # with the tag of the weights
+
+
 # --- parameter groups ---
 
 
