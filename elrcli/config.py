@@ -203,9 +203,9 @@ class TrainConfig:
     )
     augment: str = setting(
         "light",
-        "Augmentation: shift (light), random crops (standard), also colour (strong).",
+        "Shift (light), crop of 7/8 (crop), random crops (standard), also colour (strong).",
         INPUT,
-        choices=("none", "light", "standard", "strong"),
+        choices=("none", "light", "crop", "standard", "strong"),
     )
     flip: bool = setting(True, "Mirror images at random where --augment is on.", INPUT)
     cache: str = setting(

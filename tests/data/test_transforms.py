@@ -44,7 +44,7 @@ def test_every_augmentation_gives_the_square(augment, flip, size):
 def test_the_seed_decides_the_pixels(augment):
     transform = train_transform(augment, 24, flip=True)
     copy = pickle.loads(pickle.dumps(transform))
-    image = noise(transform.load_size + 8)
+    image = noise(transform.load_size + 24)
     first = [transform(image, (1, 2, row)).tobytes() for row in range(40)]
     backwards = [copy(image, (1, 2, row)).tobytes() for row in reversed(range(40))]
     assert first == backwards[::-1]
@@ -154,6 +154,20 @@ def test_evaluation_crop_loads_larger_images():
     assert transform.load_size == 256
     assert transform(noise(256), ()).tolist() == noise(256)[16:240, 16:240].tolist()
     assert eval_transform(224).load_size == 224
+
+
+def test_crop_is_224_of_256_pixels():
+    transform = train_transform("crop", 224, flip=False)
+    assert transform.load_size == 256
+    assert train_transform("crop", 227, flip=False).load_size == 259
+    image = ramp(256, 300)
+    places = set()
+    for row in range(30):
+        crop = transform(image, (0, 0, row))
+        x, y = int(crop[0, 0, 0]), int(crop[0, 0, 1])
+        np.testing.assert_array_equal(crop, image[y : y + 224, x : x + 224])
+        places.add((y, x))
+    assert len(places) > 20
 
 
 def test_unknown_augmentation():
