@@ -81,6 +81,9 @@ class TrainConfig:
     val_fraction: float = setting(
         0.1, "Share drawn for validation when the data has none.", DATA, low=0.0, high=0.9
     )
+    balanced: bool = setting(
+        False, "Each epoch draws equally many training images of every class.", DATA
+    )
 
     backbone: str = setting("resnet50", "Name of a timm model.", MODEL, short="-b")
     pretrained: bool = setting(True, "Start from pretrained weights.", MODEL)

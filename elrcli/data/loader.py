@@ -30,8 +30,9 @@ class Batch(NamedTuple):
 class RowLoader:
     """Load manifest rows in batches of nearly equal size.
 
-    The order is a function of (seed, epoch), the augmentation of (seed, epoch, row). One
-    iteration at a time: starting the next epoch ends the last one.
+    The order is a function of (seed, epoch), the augmentation of (seed, epoch, row). With
+    `balanced`, which needs `shuffle`, an epoch draws as many rows of every class as the smallest
+    class has, without repeats. One iteration at a time: starting the next epoch ends the last one.
     """
 
     def __init__(
@@ -44,12 +45,17 @@ class RowLoader:
         workers: int,
         seed: int,
         shuffle: bool,
+        balanced: bool = False,
         cache: ImageCache | None = None,
         pin_memory: bool = False,
     ) -> None:
         if cache is not None and cache.load_size != transform.load_size:
             raise ValueError(f"cache holds {cache.load_size} px, not {transform.load_size} px")
-        self._order = _BatchOrder(np.asarray(rows, dtype=np.int64), batch_size, seed, shuffle)
+        assert shuffle or not balanced, "only a shuffled order is drawn"
+        rows = np.asarray(rows, dtype=np.int64)
+        labels = manifest.labels[rows]
+        self.images = images_per_epoch(labels, balanced)
+        self._order = _BatchOrder(rows, labels, batch_size, seed, shuffle, balanced)
         self._loader: DataLoader[Batch] = DataLoader(
             _RowDataset(manifest, transform, seed, cache),
             batch_size=None,  # the sampler hands out whole batches of rows
@@ -82,16 +88,34 @@ class RowLoader:
             ) from error
 
 
+def images_per_epoch(labels: np.ndarray, balanced: bool) -> int:
+    """Return how many rows with the labels [M] an epoch holds, see `RowLoader`."""
+    if not balanced or len(labels) == 0:
+        return len(labels)
+    counts = np.unique(labels, return_counts=True)[1]
+    return len(counts) * int(counts.min())
+
+
 class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
     """Yields (epoch, rows of one batch); set `epoch` and `start_batch` before iterating."""
 
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        balanced: bool,
+    ) -> None:
         self.epoch = 0
         self.start_batch = 0
         self._rows = rows
-        self._num_batches = -(-len(rows) // batch_size)
+        self._labels = labels
+        self._num_batches = -(-images_per_epoch(labels, balanced) // batch_size)
         self._seed = seed
         self._shuffle = shuffle
+        self._balanced = balanced
 
     def __len__(self) -> int:
         return self._num_batches
@@ -101,10 +125,21 @@ class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
             return
         rows = self._rows
         if self._shuffle:
-            rows = np.random.default_rng([self._seed, self.epoch]).permutation(rows)
+            order = np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))
+            if self._balanced:
+                order = order[_equally_many(self._labels[order])]
+            rows = rows[order]
         # Near-equal batches: no stray last batch of one, which BatchNorm cannot train on.
         for batch in np.array_split(rows, self._num_batches)[self.start_batch :]:
             yield self.epoch, batch
+
+
+def _equally_many(labels: np.ndarray) -> np.ndarray:
+    """Return where the first m labels of every class stand, m the size of the smallest class."""
+    starts, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)[1:]
+    by_class = np.argsort(labels, kind="stable")
+    first = np.concatenate([by_class[start : start + counts.min()] for start in starts])
+    return np.sort(first)
 
 
 class _RowDataset(Dataset[Batch]):

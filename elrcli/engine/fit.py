@@ -21,7 +21,7 @@ from torch import Tensor
 import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.cache import ImageCache
-from elrcli.data.loader import RowLoader
+from elrcli.data.loader import RowLoader, images_per_epoch
 from elrcli.data.manifest import (
     SPLITS,
     Manifest,
@@ -155,6 +155,7 @@ def resolve(
 ) -> TrainConfig:
     """Return `config` with every automatic choice made."""
     lr, weight_decay = config.lr, config.weight_decay
+    images = images_per_epoch(manifest.labels[manifest.rows("train")], config.balanced)
     if lr is None:
         lr = automatic_lr(config.optimizer, has_batch_norm(network))
     if weight_decay is None:
@@ -163,7 +164,7 @@ def resolve(
         data=config.data.absolute(),
         mixup=config.mixes,
         ema=config.averages,
-        batch_size=config.batch_size or automatic_batch_size(len(manifest.rows("train"))),
+        batch_size=config.batch_size or automatic_batch_size(images),
         lr=lr,
         weight_decay=weight_decay,
         image_size=prepared.image_size,
@@ -303,7 +304,7 @@ class Training:
         config, method, device = self.config, self.method, self.runtime.device
         training_mode(self.network, config.freeze)
         totals = EpochTotals(device)
-        done, total = 0, len(self.rows["train"])
+        done, total = 0, loader.images
         stage = f"epoch {self.epoch + 1}/{config.epochs}"
         has_gradient = False
         for number, batch in enumerate(totals.time_waiting(loader.epoch(self.epoch))):
@@ -468,6 +469,7 @@ class Training:
             workers=self.plan.workers,
             seed=config.seed,
             shuffle=shuffle,
+            balanced=shuffle and config.balanced,
             cache=self._cache(transform.load_size),
             pin_memory=self.runtime.device.type == "cuda",
         )
@@ -483,6 +485,7 @@ class Training:
     def _plan(self) -> TrainingPlan:
         config = self.config
         counts = {split: len(self.manifest.rows(split)) for split in SPLITS}
+        train_labels = self.manifest.labels[self.manifest.rows("train")]
         assert config.batch_size is not None, "resolve() fills the automatic settings"
         assert config.lr is not None
         assert config.workers is not None
@@ -500,7 +503,7 @@ class Training:
             image_size=self.preprocessing.image_size,
             epochs=config.epochs,
             first_epoch=self.epoch,
-            batches=-(-counts["train"] // config.batch_size),
+            batches=-(-images_per_epoch(train_labels, config.balanced) // config.batch_size),
             batch_size=config.batch_size,
             optimizer=config.optimizer,
             lr=config.lr,

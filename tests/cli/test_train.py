@@ -16,6 +16,8 @@ TRAIN_OPTIONS = [
     ("--split-column", "part", "split_column", "part"),
     ("--truth-column", "true", "truth_column", "true"),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--balanced", None, "balanced", True),
+    ("--no-balanced", None, "balanced", False),
     ("--backbone", "resnet18", "backbone", "resnet18"),
     ("-b", "resnet18", "backbone", "resnet18"),
     ("--pretrained", None, "pretrained", True),

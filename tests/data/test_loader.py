@@ -12,7 +12,7 @@ import torch
 
 from elrcli.data.cache import ImageCache
 from elrcli.data.images import read_image
-from elrcli.data.loader import Batch, RowLoader
+from elrcli.data.loader import Batch, RowLoader, images_per_epoch
 from elrcli.data.manifest import Manifest, load_data
 from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.errors import TrainingError
@@ -103,6 +103,42 @@ def test_pixels_of_a_row_do_not_depend_on_the_batch_it_is_in(manifest):
 
 def test_without_shuffle_the_rows_keep_their_order(manifest):
     assert rows_of(list(make(manifest, shuffle=False).epoch(5))) == list(range(21))
+
+
+# Rows 0 to 6 are of the first class, 7 to 13 of the second, 14 to 20 of the third.
+UNEVEN = np.array([0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 14, 15])  # 6, 4 and 2 images
+
+
+def test_a_balanced_epoch_draws_as_many_of_each_class_as_the_smallest_has(manifest):
+    loader = make(manifest, rows=UNEVEN, balanced=True, batch_size=4)
+    drawn = []
+    for epoch in range(20):
+        batches = list(loader.epoch(epoch))
+        assert [len(batch.index) for batch in batches] == [3, 3]
+        assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == [0, 0, 1, 1, 2, 2]
+        rows = rows_of(batches)
+        assert len(set(rows)) == loader.images == 6
+        drawn.append(rows)
+    assert {row for rows in drawn for row in rows} == set(UNEVEN.tolist())  # all have their turn
+    assert len({frozenset(rows) for rows in drawn}) > 10
+    again = make(manifest, rows=UNEVEN, balanced=True, batch_size=4)
+    assert rows_of(list(again.epoch(7))) == drawn[7]
+    other = make(manifest, rows=UNEVEN, balanced=True, batch_size=4, seed=4)
+    assert [rows_of(list(other.epoch(epoch))) for epoch in range(20)] != drawn
+
+
+def test_balanced_rows_of_equal_classes_are_all_of_them_in_the_usual_order(manifest):
+    plain, balanced = make(manifest), make(manifest, balanced=True)
+    assert rows_of(list(balanced.epoch(1))) == rows_of(list(plain.epoch(1)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "plain", "balanced"),
+    [([], 0, 0), ([1], 1, 1), ([0, 0, 0], 3, 3), ([0, 3, 3, 0, 0], 5, 4), ([0, 1, 1, 2], 4, 3)],
+)
+def test_images_per_epoch(labels, plain, balanced):
+    assert images_per_epoch(np.array(labels, dtype=np.int32), False) == plain
+    assert images_per_epoch(np.array(labels, dtype=np.int32), True) == balanced
 
 
 def test_an_epoch_can_start_in_the_middle(manifest):

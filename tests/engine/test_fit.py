@@ -406,6 +406,51 @@ def test_resume_finishes_a_run_that_ended_before_its_last_files(run_copy, shared
     assert_same(run_copy, shared_run)
 
 
+# --- balanced epochs ---
+
+
+@pytest.fixture
+def uneven(tmp_path) -> Path:
+    """24 circles, 16 squares, 8 triangles."""
+    folder = tmp_path / "uneven"
+    truth = write_shapes(folder, per_class=24)
+    for name, kept in (("square", 16), ("triangle", 8)):
+        for path in sorted(path for path in truth if path.startswith(name))[kept:]:
+            (folder / path).unlink()
+    return folder
+
+
+def test_a_balanced_epoch_shows_as_many_images_of_each_class(train, uneven):
+    heard = Recorder()
+    settings = {"data": uneven, "val_fraction": 0.0, "batch_size": None, "epochs": 2}
+    run = train(balanced=True, **settings, observer=heard)
+    plan = heard.plans[0]
+    assert (plan.train_images, plan.batches, plan.batch_size) == (48, 2, 16)  # 2 of 12 make 24
+    steps = [(done, total) for stage, done, total in heard.stages if stage == "epoch 1/2"]
+    assert steps == [(12, 24), (24, 24)]
+    labels = torch.from_numpy(run.manifest().labels).long()
+    state = load_checkpoint(run.checkpoint_folder)
+    visits = state["record"]["visits"]
+    for number, images in enumerate((24, 16, 8)):
+        of_class = visits[labels == number]
+        assert len(of_class) == images
+        assert of_class.sum() == 2 * 8
+        assert of_class.max() <= 2
+    targets = state["method"]["loss.targets"]
+    # A row that was not drawn keeps its target: 1 - beta ** visits says how often it was moved.
+    torch.testing.assert_close(targets.sum(dim=1), 1 - 0.7 ** visits.float())
+    assert bool((visits == 0).any())
+    assert not bool(targets[visits == 0].any())
+
+
+def test_a_balanced_run_resumes_as_it_would_have_gone_on(train, uneven, tmp_path):
+    settings = {"data": uneven, "balanced": True, "epochs": 3}
+    whole = train("whole", **settings)
+    with pytest.raises(Interrupted):
+        train("stopped", **settings, observer=Stopper("epoch 2/3"))
+    assert_same(resume(tmp_path / "stopped"), whole)
+
+
 # --- settings ---
 
 
@@ -430,6 +475,7 @@ def test_resume_finishes_a_run_that_ended_before_its_last_files(run_copy, shared
         {"schedule": "constant", "warmup": 0.0},
         {"augment": "none"},
         {"augment": "standard", "flip": False},
+        {"augment": "crop"},
         {"augment": "strong"},
         {"precision": "bf16"},
         {"precision": "bf16", "mixup": True},
