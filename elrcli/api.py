@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from elrcli.config import TrainConfig, check_names
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError
+from elrcli.presets import with_preset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +36,16 @@ def train(
     *,
     out: AnyPath | None = None,
     overwrite: bool = False,
+    preset: str | None = None,
     observer: Observer | None = None,
     **settings: Any,
 ) -> RunFolder:
-    """Train on a folder or a CSV file; `settings` are the fields of `TrainConfig`."""
+    """Train on a folder or a CSV file; `settings` are the fields of `TrainConfig`.
+
+    They win over the `preset`, a name from `elrcli.presets.PRESETS`.
+    """
+    if preset is not None:
+        settings = with_preset(preset, settings)
     config = TrainConfig.from_dict({"data": Path(data), **settings}, "train()")
     from elrcli.engine.fit import fit
 

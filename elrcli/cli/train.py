@@ -11,6 +11,7 @@ import typer
 
 from elrcli.cli.options import OUTPUT, Quiet, given_settings, was_given, with_settings
 from elrcli.config import TrainConfig, option_name, read_toml
+from elrcli.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
     from elrcli.run import RunFolder
@@ -25,6 +26,15 @@ def train(
             metavar="DATA",
             help="Folder with one sub-folder per class, or a CSV file.",
             show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help=f"Settings of the paper: {', '.join(PRESETS)}. --config and options win.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     config: Annotated[
@@ -73,6 +83,8 @@ def train(
     else:
         values = read_toml(config) if config is not None else {}
         values |= given
+        if preset is not None:
+            values = with_preset(preset, values)
         if data is not None:
             values["data"] = data
         if "data" not in values:
@@ -100,6 +112,7 @@ def _refuse_with_resume(context: typer.Context, given: dict[str, Any]) -> None:
     others = [option_name(name) for name in given]
     own = {
         "data": "DATA",
+        "preset": "--preset",
         "config": "--config",
         "out": "--out",
         "overwrite": "--overwrite",

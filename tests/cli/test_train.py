@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from elrcli.config import TrainConfig
+from elrcli.presets import PRESETS
 from elrcli.run import RunFolder
 
 # option, value typed, field of TrainConfig, value in the resolved settings
@@ -139,6 +141,31 @@ def test_options_win_over_the_file(elr, tmp_path):
     assert json.loads(elr("train", "--config", file, "-e", 15, "--show-config").out)["epochs"] == 15
 
 
+def test_file_and_options_win_over_the_preset(elr, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("lambda = 1\nepochs = 3\n")
+    typed = ("--preset", "cifar100", "--config", file, "-e", 5, "--show-config")
+    settings = json.loads(elr("train", "data", *typed).out)
+    expected = TrainConfig(data=Path("data"), **PRESETS["cifar100"]).to_dict()
+    assert settings == expected | {"lam": 1.0, "epochs": 5}
+    # an option at its own default wins all the same
+    outcome = elr("train", "data", "--preset", "cifar100", "--lambda", 3, "--show-config")
+    assert json.loads(outcome.out)["lam"] == 3
+
+
+def test_help_names_the_presets(elr):
+    assert set(PRESETS) <= set(re.findall(r"[\w-]+", elr("train", "--help").out))
+
+
+def test_an_unknown_preset_is_refused(elr):
+    outcome = elr("train", "data", "--preset", "clothing", "--show-config")
+    assert outcome == (
+        1,
+        "",
+        "error: --preset clothing: no such preset. Did you mean 'clothing1m'?\n",
+    )
+
+
 def test_a_mistyped_setting_in_the_file_is_named(elr, tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("epoch = 3\n")
@@ -153,7 +180,9 @@ def test_without_data_the_argument_is_asked_for(elr):
     assert "name a folder or a CSV file" in outcome.err
 
 
-@pytest.mark.parametrize("others", [["data"], ["--lr", "1"], ["--epochs", "15"], ["--overwrite"]])
+@pytest.mark.parametrize(
+    "others", [["data"], ["--lr", "1"], ["--preset", "cifar100"], ["--overwrite"]]
+)
 def test_resume_takes_no_other_setting(elr, others):
     outcome = elr("train", "--resume", "runs/a", *others)
     assert outcome.code == 2
