@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,13 @@ def cifar(
     rng = np.random.default_rng(seed)
     with labels_csv.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["true_label"] in classes]
-    chosen = _balanced([row["true_label"] for row in rows], images, rng)
+    chosen = balanced([row["true_label"] for row in rows], images, rng)
     rows = [rows[i] for i in chosen]
     truth = np.array([classes.index(row["true_label"]) for row in rows])
     if noise in ("aggre", "rand1"):
         given = [row[noise] for row in rows]
     else:
-        given = [classes[i] for i in noisy(truth, len(classes), noise, rng, classes)]
+        given = [classes[i] for i in noisy(truth, len(classes), noise, rng, confusions(classes))]
     lines = [
         (row["path"], label, row["true_label"], "") for row, label in zip(rows, given, strict=True)
     ]
@@ -90,7 +91,7 @@ def cifar(
         paths = sorted(path.name for path in (folder / "test" / name).iterdir())
         for path in paths[: tests // len(classes)]:
             lines.append((f"test/{name}/{path}", name, name, "test"))
-    return StudySet(_write(out, lines), folder, {"root": folder})
+    return StudySet(write(out, lines), folder, {"root": folder})
 
 
 def digits(out: Path, noise: str, seed: int = 0, *, tests: bool = True) -> StudySet:
@@ -109,7 +110,7 @@ def digits(out: Path, noise: str, seed: int = 0, *, tests: bool = True) -> Study
         image.resize((32, 32), Image.Resampling.BICUBIC).save(path)
         lines.append((f"digits/{path.name}", str(given[i]), str(truth[i]), split[i]))
     settings = {"image_size": 32, "small_input": True, "flip": False}
-    return StudySet(_write(out, lines), out.parent, settings)
+    return StudySet(write(out, lines), out.parent, settings)
 
 
 def shapes(
@@ -136,7 +137,7 @@ def shapes(
         path.parent.mkdir(parents=True, exist_ok=True)
         _shape(int(label), size, rng).save(path)
         lines.append((f"shapes{classes}/{path.name}", f"c{given[i]}", f"c{label}", split[i]))
-    return StudySet(_write(out, lines), out.parent, {"image_size": size})
+    return StudySet(write(out, lines), out.parent, {"image_size": size})
 
 
 def noisy(
@@ -144,22 +145,30 @@ def noisy(
     num_classes: int,
     noise: str,
     rng: np.random.Generator,
-    names: tuple[str, ...] = (),
+    mapping: Mapping[int, int] | None = None,
 ) -> np.ndarray:
-    """Return labels [N] with the noise that the name says: clean, symN or asymN."""
+    """Return labels [N] with the noise that the name says: clean, symN or asymN.
+
+    Asymmetric noise follows `mapping`; without one each class turns into the next.
+    """
     if noise == "clean":
         return truth
     rate = int(noise.lstrip("asym")) / 100
     if noise.startswith("sym"):
         return symmetric(truth, num_classes, rate, rng)
-    if names:
-        mapping = {names.index(a): names.index(b) for a, b in ASYMMETRIC.items()}
-    else:
+    if mapping is None:
         mapping = {i: (i + 1) % num_classes for i in range(num_classes)}
     return asymmetric(truth, mapping, rate, rng)
 
 
-def _balanced(labels: list[str], images: int, rng: np.random.Generator) -> list[int]:
+def confusions(classes: Sequence[str]) -> dict[int, int]:
+    """Return the asymmetric noise of CIFAR-10 in ids of `classes`, as far as they are there."""
+    pairs = [(a, b) for a, b in ASYMMETRIC.items() if a in classes and b in classes]
+    return {classes.index(a): classes.index(b) for a, b in pairs}
+
+
+def balanced(labels: Sequence[str], images: int, rng: np.random.Generator) -> list[int]:
+    """Return places of `images` labels, equally many of each, ascending."""
     names = sorted(set(labels))
     chosen: list[int] = []
     for name in names:
@@ -186,7 +195,8 @@ def _shape(label: int, size: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
-def _write(out: Path, lines: list[tuple[str, str, str, str]]) -> Path:
+def write(out: Path, lines: list[tuple[str, str, str, str]]) -> Path:
+    """Write lines of path, label, true label and split."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
         writer = csv.writer(file)
