@@ -119,6 +119,28 @@ def test_averages_and_ramps_of_elr_plus(name):
     assert PLUS[name] == (config.ema_decay, config.ema_ramp, config.lam_ramp, config.weigh_labels)
 
 
+def test_the_table_of_the_documentation():
+    text = (Path(__file__).parent.parent / "docs/training.md").read_text("utf-8")
+    described = {}
+    for line in text.splitlines():
+        cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
+        if cells[0] in PRESETS:
+            described[cells[0]] = cells[1:]
+    assert described.keys() == PRESETS.keys()
+    for name, (network, beta, lam, epochs, rate, decay, batch) in described.items():
+        config = resolved(name)
+        assert network.removesuffix(", pretrained").strip("`") == config.backbone
+        assert network.endswith("pretrained") == config.pretrained
+        numbers = (config.beta, config.lam, config.epochs, config.weight_decay, config.batch_size)
+        assert tuple(map(float, (beta, lam, epochs, decay, batch))) == numbers
+        lr = f"{config.lr:g}"
+        if config.schedule == "step":
+            places = " and ".join(f"{milestone:g}" for milestone in config.milestones)
+            assert rate == f"{lr}, / {1 / config.step_factor:g} at {places}"
+        else:
+            assert rate == f"{lr} to {config.lr * config.min_lr:g} every 10"
+
+
 def test_settings_win_over_the_preset():
     settings = with_preset("cifar100", {"lam": 1.0, "seed": 7})
     assert (settings["lam"], settings["seed"], settings["beta"]) == (1.0, 7, 0.9)
