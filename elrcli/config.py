@@ -151,7 +151,11 @@ class TrainConfig:
         15, "Passes over the training data.", OPTIMISATION, low=1, high=10_000, short="-e"
     )
     batch_size: int | None = setting(
-        None, "Images per step.", OPTIMISATION, low=1, auto="64, less for few images"
+        None,
+        "Images per step, in each process of torchrun.",
+        OPTIMISATION,
+        low=1,
+        auto="64, less for few images",
     )
     optimizer: str = setting("adamw", "Optimiser.", OPTIMISATION, choices=("sgd", "adamw"))
     lr: float | None = setting(
@@ -226,6 +230,9 @@ class TrainConfig:
         "auto", "Arithmetic of the network.", MACHINE, choices=("auto", "fp32", "bf16", "fp16")
     )
     compile: bool = setting(False, "Compile the network with torch.compile.", MACHINE)
+    sync_bn: bool = setting(
+        False, "BatchNorm over the images of all processes, not of each alone.", MACHINE
+    )
     tensorboard: bool = setting(False, "Write TensorBoard events into the run folder.", MACHINE)
     seed: int = setting(
         0, "Seed of split, order, augmentation and start.", MACHINE, low=0, high=2**32 - 1
@@ -246,6 +253,10 @@ class TrainConfig:
             if self.method != only and getattr(self, spec.name) != spec.default:
                 option = option_name(spec.name)
                 raise ConfigError(f"{option}: only --method {only} uses it. Leave it out.")
+        if self.sync_bn and self.method == "elr-halves":
+            raise ConfigError("--sync-bn: cannot be had with --method elr-halves.")
+        if self.sync_bn and self.freeze != "none":
+            raise ConfigError(f"--sync-bn: --freeze {self.freeze} fixes BatchNorm. Leave it out.")
         if self.lam_ramp > 0 and not self.has_elr_term:
             raise ConfigError("--lambda-ramp: the loss has no ELR term. Leave it out.")
         if self.ema_ramp > 0 and not self.averages:

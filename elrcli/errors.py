@@ -32,6 +32,14 @@ class TrainingError(ElrError):
     """Training cannot go on; the last saved state is intact."""
 
 
+class EndedByAnother(ElrError):
+    """Another process of the same training failed first, and says why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process failed first")
+        self.exit_code = exit_code
+
+
 class Interrupted(ElrError):
     """A signal ended the work after the state was saved.
 

@@ -20,7 +20,7 @@ import timm.data
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from timm.layers import BatchNormAct2d, create_conv2d
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.resnetv2 import ResNetV2
@@ -360,6 +360,11 @@ def training_mode(network: nn.Module, frozen: str) -> None:
     if frozen != "none":
         for module in _batch_norms(network):
             module.eval()
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """Make BatchNorm take its statistics over the images of all processes; names stay."""
+    convert_sync_batchnorm(network)
 
 
 def has_batch_norm(network: nn.Module) -> bool:

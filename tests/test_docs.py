@@ -56,8 +56,8 @@ def commands(line: str) -> Iterator[list[str]]:
             continue
         if words[:2] == ["docker", "run"]:
             words = words[words.index("elr") :]
-        if words[:3] == ["python", "-m", "elrcli"]:
-            words = ["elr", *words[3:]]
+        if "elrcli" in words:  # behind `python -m` or torchrun
+            words = ["elr", *words[words.index("elrcli") + 1 :]]
         if words[:1] == ["elr"]:
             yield words[1:]
         words = []
@@ -69,7 +69,7 @@ def command_lines() -> list[Any]:
         for start, text in blocks(page, "console", "bash", "sh"):
             for number, line in enumerate(text.splitlines(), start):
                 line = line.removeprefix("$ ").replace("$(", ";(")
-                if not re.search(r"\belr\b", line):
+                if not re.search(r"\belr(cli)?\b", line):
                     continue
                 place = f"{name_of(page)}:{number}"
                 found += [pytest.param(words, id=place) for words in commands(line)]
@@ -89,6 +89,9 @@ def test_commands_are_found_in_shell_lines():
     ]
     assert list(commands("docker run --gpus all -v cache:/cache elr train /data")) == [
         ["train", "/data"]
+    ]
+    assert list(commands("srun torchrun --nnodes 2 -m elrcli train a -e 2")) == [
+        ["train", "a", "-e", "2"]
     ]
     assert list(commands("run=;(elr train photos --quiet)")) == [["train", "photos", "--quiet"]]
     assert list(commands("pip install elr")) == []

@@ -11,6 +11,7 @@ from typing import Any
 
 from elrcli.config import AUDIT_SETTINGS, TrainConfig, option_name
 from elrcli.data.manifest import manifest_text
+from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, load_samples, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
@@ -25,6 +26,7 @@ def audit_config(data: Path, settings: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**{**AUDIT_SETTINGS, **settings, "data": data})
 
 
+@joined()
 def run_for_audit(
     data: Path,
     settings: Mapping[str, Any],
@@ -46,8 +48,9 @@ def run_for_audit(
         raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
     if out is None and overwrite:
         raise ConfigError("--overwrite: needs --out DIR. Without it every run is a new one.")
-    run = RunFolder(_new_path(data) if out is None else out / "run")
-    is_there = out is not None and not overwrite and run.is_run()
+    group = current_group()
+    run = RunFolder(group.from_first(lambda: _new_path(data)) if out is None else out / "run")
+    is_there = group.from_first(lambda: out is not None and not overwrite and run.is_run())
     if is_there:
         is_finished = run.model_file.is_file() and run.features_file.is_file()
         ignored = {*DATA_SETTINGS, *(MACHINE_SETTINGS if is_finished else ())}

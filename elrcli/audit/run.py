@@ -22,6 +22,7 @@ from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
 from elrcli.data.manifest import SPLITS, Manifest, load_data
 from elrcli.engine.checkpoints import load_checkpoint
+from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor
@@ -43,6 +44,7 @@ TABLE_COLUMNS = (
 TOP_SUSPECTS = 10
 
 
+@joined()
 def audit_run(
     run_path: Path,
     out: Path | None = None,
@@ -126,6 +128,8 @@ def audit_run(
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
     result = replace(result, summary=summary)
 
+    if not current_group().is_first:
+        return result
     folder = out or run.audit_folder
     table = folder / f"audit.{format}"
     write_table(table, TABLE_COLUMNS, table_rows(result, manifest))
@@ -165,7 +169,7 @@ def predicted_evidence(
         index = look.batch.index.numpy()
         if len(index) > 0:
             probs[index] = look.probs
-            features.keep(look)
+            features.keep(look, index)
             seen[index] = np.isfinite(look.probs).all(axis=1)
         unreadable.update(dict(look.batch.unreadable))
         done += len(index) + len(look.batch.unreadable)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated
 
 import typer
@@ -17,7 +19,8 @@ from elrcli.cli.evaluate import evaluate
 from elrcli.cli.noise import noise
 from elrcli.cli.predict import predict
 from elrcli.cli.train import train
-from elrcli.errors import ElrError
+from elrcli.engine.launch import launch
+from elrcli.errors import ElrError, EndedByAnother
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +58,10 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # file names that are not UTF-8
     try:
-        app(prog_name="elr")
+        with _results_of_the_first_process():
+            app(prog_name="elr")
+    except EndedByAnother as error:
+        sys.exit(error.exit_code)
     except ElrError as error:
         from elrcli.cli import console
 
@@ -65,6 +71,16 @@ def main() -> None:
         sys.exit(130)
     finally:
         _flush_stdout()
+
+
+@contextmanager
+def _results_of_the_first_process() -> Iterator[None]:
+    """Leave stdout to the first of the processes that torchrun started."""
+    if launch().rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _flush_stdout() -> None:

@@ -186,9 +186,10 @@ def audit(
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     share = summary["estimated_error_rate"]
     if fail_above is not None and share > fail_above:
-        console.error(
-            f"{share:.1%} of the labels are estimated to be wrong, more than {fail_above:.1%}."
-        )
+        if console.speaks():
+            console.error(
+                f"{share:.1%} of the labels are estimated to be wrong, more than {fail_above:.1%}."
+            )
         raise typer.Exit(GATE_EXIT_CODE)
 
 

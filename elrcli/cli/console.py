@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer, TrainingPlan
 
 SECONDS_BETWEEN_LINES = 30.0  # without a terminal
@@ -24,10 +25,15 @@ def error(message: str) -> None:
     _stderr().print(Text.assemble(("error: ", "bold red"), _printable(message)), soft_wrap=True)
 
 
+def speaks() -> bool:
+    """Tell whether this process shows and writes results: of several, the first one."""
+    return launch().rank == 0
+
+
 def say(*lines: str, style: str = "") -> None:
     """Show lines as they are: no markup, no wrapping."""
     console = _stderr()
-    for line in lines:
+    for line in lines if speaks() else ():
         console.print(Text(_printable(line), style=style), soft_wrap=True)
 
 
@@ -35,7 +41,7 @@ def say(*lines: str, style: str = "") -> None:
 def watch(quiet: bool) -> Iterator[Observer]:
     """Give an observer that shows the work: live on a terminal, plain lines elsewhere."""
     console = _stderr()
-    if quiet:
+    if quiet or not speaks():
         yield Observer()
     elif console.is_terminal and not console.is_dumb_terminal:
         live = _LiveObserver(console)
@@ -117,13 +123,14 @@ def plan_lines(plan: TrainingPlan) -> list[str]:
         for name, count in (("validation", plan.val_images), ("test", plan.test_images))
         if count
     ]
+    processes = f" in each of {plan.processes} processes" if plan.processes > 1 else ""
     images = ", ".join([f"{plan.train_images:,} training", *held_out])
     return [
         f"{plan.run}",
         f"  {plan.backbone} ({plan.parameters / 1e6:.1f}M parameters), {plan.method}, "
         f"{plan.image_size} px, {plan.device} {plan.precision}",
         f"  {images} images, {plan.classes} classes",
-        f"  {plan.epochs} epochs of {plan.batches} batches of {plan.batch_size}, "
+        f"  {plan.epochs} epochs of {plan.batches} batches of {plan.batch_size}{processes}, "
         f"{plan.optimizer} {plan.lr:g}, {plan.workers} workers",
     ]
 

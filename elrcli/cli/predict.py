@@ -97,14 +97,15 @@ def predict(
                 observer=observer,
             )
         )
-        if out is None:
+        if out is None or not console.speaks():
             write_csv(sys.stdout, columns, rows)
         else:
             write_table(out, columns, rows)
     if out is not None and not quiet:
         console.say(f"{done:,} predictions in {out}")
     if unreadable:
-        console.error(
-            f"{unreadable} of {done} images could not be read. The column 'error' says why."
-        )
+        if console.speaks():
+            console.error(
+                f"{unreadable} of {done} images could not be read. The column 'error' says why."
+            )
         raise typer.Exit(1)

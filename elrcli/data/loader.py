@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from elrcli.data.cache import ImageCache
 from elrcli.data.images import ImageProblem, read_image
 from elrcli.data.manifest import Manifest
+from elrcli.data.shares import Share
 from elrcli.data.transforms import Transform
 from elrcli.errors import TrainingError
 
@@ -32,7 +33,9 @@ class RowLoader:
 
     The order is a function of (seed, epoch), the augmentation of (seed, epoch, row). With
     `balanced`, which needs `shuffle`, an epoch draws as many rows of every class as the smallest
-    class has, without repeats. One iteration at a time: starting the next epoch ends the last one.
+    class has, without repeats. Of several processes each loads the rows of its `share` in the
+    common order, and all have equally many batches. One iteration at a time: starting the next
+    epoch ends the last one.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RowLoader:
         seed: int,
         shuffle: bool,
         balanced: bool = False,
+        share: Share | None = None,
         cache: ImageCache | None = None,
         pin_memory: bool = False,
     ) -> None:
@@ -55,7 +59,7 @@ class RowLoader:
         rows = np.asarray(rows, dtype=np.int64)
         labels = manifest.labels[rows]
         self.images = images_per_epoch(labels, balanced)
-        self._order = _BatchOrder(rows, labels, batch_size, seed, shuffle, balanced)
+        self._order = _BatchOrder(rows, labels, batch_size, seed, shuffle, balanced, share)
         self._loader: DataLoader[Batch] = DataLoader(
             _RowDataset(manifest, transform, seed, cache),
             batch_size=None,  # the sampler hands out whole batches of rows
@@ -107,12 +111,15 @@ class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
         seed: int,
         shuffle: bool,
         balanced: bool,
+        share: Share | None,
     ) -> None:
         self.epoch = 0
         self.start_batch = 0
         self._rows = rows
         self._labels = labels
-        self._num_batches = -(-images_per_epoch(labels, balanced) // batch_size)
+        processes = 1 if share is None else share.processes
+        self._num_batches = -(-images_per_epoch(labels, balanced) // (batch_size * processes))
+        self._share = share
         self._seed = seed
         self._shuffle = shuffle
         self._balanced = balanced
@@ -129,6 +136,8 @@ class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
             if self._balanced:
                 order = order[_equally_many(self._labels[order])]
             rows = rows[order]
+        if self._share is not None:
+            rows = rows[np.isin(rows, self._share.rows)]
         # Near-equal batches: no stray last batch of one, which BatchNorm cannot train on.
         for batch in np.array_split(rows, self._num_batches)[self.start_batch :]:
             yield self.epoch, batch

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from elrcli.engine.launch import launch
 from elrcli.errors import ModelError
 from elrcli.models import Preprocessing
 
@@ -44,7 +45,10 @@ def _pixel_statistics(preprocessing: Preprocessing, device: torch.device) -> tup
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Resolve `auto` and refuse what this machine does not have."""
+    """Resolve `auto` and refuse what this machine does not have.
+
+    Several processes on one machine have a GPU each, by their local rank.
+    """
     chosen = _choose_device(device)
     if precision == "auto":
         precision = _best_precision(chosen)
@@ -54,14 +58,20 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 
 
 def worker_count(requested: int | None) -> int:
-    """Return the number of loading processes: as asked, or by the cores this process may use."""
+    """Return the number of loading processes: as asked, or by the cores this process may use.
+
+    Processes that train together on one machine share its cores.
+    """
     if requested is not None:
         return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, cores or 1)
+    return max(1, min(8, (cores or 1) // launch().local_processes))
 
 
 def _choose_device(name: str) -> torch.device:
+    place = launch()
+    if place.processes > 1:
+        return _choose_own_device(name, place.local_rank)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -80,6 +90,22 @@ def _choose_device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise ModelError(f"--device {name}: not supported. Use auto, cpu, cuda, cuda:1 or mps.")
     return device
+
+
+def _choose_own_device(name: str, local_rank: int) -> torch.device:
+    """Return the device of one of several processes on this machine."""
+    if name not in ("auto", "cuda", "cpu"):
+        raise ModelError(f"--device {name}: several processes need one each. Use cuda or cpu.")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ModelError(
+            f"--device {name}: this machine has {count} CUDA devices. Lower --nproc-per-node, "
+            "or add --device cpu."
+        )
+    torch.cuda.set_device(local_rank)  # NCCL goes by it
+    return torch.device("cuda", local_rank)
 
 
 def _best_precision(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from elrcli.data.manifest import SPLITS, load_data
+from elrcli.engine.distributed import joined
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError
@@ -39,6 +40,7 @@ class Evaluation:
         }
 
 
+@joined()
 def evaluate_run(
     run_path: Path,
     data: Path,

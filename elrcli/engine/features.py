@@ -36,9 +36,8 @@ class Features:
         vectors = np.zeros((samples, FEATURES), dtype=np.float16)
         return cls(vectors, np.zeros((samples, THUMBNAIL**2), dtype=np.uint8))
 
-    def keep(self, look: Look) -> None:
-        """Fill in the rows of one batch."""
-        rows = look.batch.index.numpy()
+    def keep(self, look: Look, rows: np.ndarray) -> None:
+        """Fill in one batch, whose images have these `rows` [B]."""
         self.vectors[rows] = look.vectors
         self.thumbnails[rows] = look.thumbnails
 

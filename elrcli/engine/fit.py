@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import shlex
 import time
@@ -21,7 +22,7 @@ from torch import Tensor
 import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.cache import ImageCache
-from elrcli.data.loader import RowLoader, images_per_epoch
+from elrcli.data.loader import Batch, RowLoader, images_per_epoch
 from elrcli.data.manifest import (
     SPLITS,
     Manifest,
@@ -29,9 +30,21 @@ from elrcli.data.manifest import (
     load_data,
     manifest_text,
 )
+from elrcli.data.shares import Share, deal_rows
 from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.distributed import (
+    GradientMean,
+    Group,
+    SharedSignal,
+    batch_statistics,
+    current_group,
+    is_lost,
+    joined,
+    own_state,
+    whole_state,
+)
 from elrcli.engine.features import Features, look_at_images
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
@@ -47,7 +60,7 @@ from elrcli.engine.metrics import (
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.schedules import Schedule, set_learning_rate
-from elrcli.errors import DataError, RunError, TrainingError
+from elrcli.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
 from elrcli.models import (
@@ -59,6 +72,7 @@ from elrcli.models import (
     members,
     parameter_groups,
     preprocessing,
+    synchronise_batch_norm,
     training_mode,
 )
 from elrcli.plots import curves_svg
@@ -67,6 +81,7 @@ from elrcli.run import RunFolder, csv_text, json_text, write_text
 SECONDS_BETWEEN_CURVES = 30.0
 
 
+@joined()
 def fit(
     config: TrainConfig,
     out: Path | None = None,
@@ -76,10 +91,11 @@ def fit(
 ) -> RunFolder:
     """Train as `config` says and return the run folder.
 
-    `out` defaults to `runs/<data>-<backbone>-<time>`. Raises DataError, ModelError, RunError or
-    TrainingError; Interrupted after SIGINT or SIGTERM, with the state saved.
+    `out` defaults to `runs/<data>-<backbone>-<time>`. Processes started by torchrun train
+    together. Raises DataError, ModelError, RunError or TrainingError; Interrupted after SIGINT or
+    SIGTERM, with the state saved; EndedByAnother if another process failed first.
     """
-    observer = observer or Observer()
+    group = current_group()
     runtime = choose_runtime(config.device, config.precision)
     if config.tensorboard:
         from elrcli.engine.tensorboard import writer_class
@@ -100,18 +116,28 @@ def fit(
     )
     prepared = preprocessing(network, config.image_size)
     check_image_size(network, prepared.image_size)
-    config = resolve(config, manifest, network, prepared)
-    run = RunFolder.create(out or _default_out(config), overwrite=overwrite)
-    write_text(run.config_file, _config_text(config, manifest, prepared))
-    write_text(run.classes_file, json_text({"classes": list(manifest.classes)}))
-    write_text(run.manifest_file, manifest_text(manifest))
-    training = Training(config, manifest, run, network, runtime, prepared)
+    _check_sync_bn(config, network, runtime, group)
+    config = resolve(config, manifest, network, prepared, group.processes)
+
+    def create() -> RunFolder:
+        run = RunFolder.create(out or _default_out(config), overwrite=overwrite)
+        write_text(run.config_file, _config_text(config, manifest, prepared))
+        write_text(run.classes_file, json_text({"classes": list(manifest.classes)}))
+        write_text(run.manifest_file, manifest_text(manifest))
+        return run
+
+    run = group.from_first(create)
+    training = Training(config, manifest, run, network, runtime, prepared, group)
     training.save()
-    return training.run_to_end(observer)
+    return training.run_to_end(observer or Observer())
 
 
+@joined()
 def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
-    """Continue a run from its last checkpoint; a finished run is returned as it is."""
+    """Continue a run from its last checkpoint, with as many processes as there are now.
+
+    A finished run is returned as it is.
+    """
     run = RunFolder.open(run_path)
     config = run.train_config()
     if None in (config.batch_size, config.lr, config.weight_decay, config.workers):
@@ -124,8 +150,11 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
         image_size=config.image_size,
         copies=config.networks,
     )
+    group = current_group()
     runtime = choose_runtime(config.device, config.precision)
-    training = Training(config, manifest, run, network, runtime, stored_preprocessing(run))
+    _check_sync_bn(config, network, runtime, group)
+    prepared = stored_preprocessing(run)
+    training = Training(config, manifest, run, network, runtime, prepared, group)
     state = load_checkpoint(run.checkpoint_folder)
     try:
         training.load_state_dict(state)
@@ -151,7 +180,11 @@ def load_samples(config: TrainConfig) -> Manifest:
 
 
 def resolve(
-    config: TrainConfig, manifest: Manifest, network: torch.nn.Module, prepared: Preprocessing
+    config: TrainConfig,
+    manifest: Manifest,
+    network: torch.nn.Module,
+    prepared: Preprocessing,
+    processes: int = 1,
 ) -> TrainConfig:
     """Return `config` with every automatic choice made."""
     lr, weight_decay = config.lr, config.weight_decay
@@ -164,7 +197,7 @@ def resolve(
         data=config.data.absolute(),
         mixup=config.mixes,
         ema=config.averages,
-        batch_size=config.batch_size or automatic_batch_size(images),
+        batch_size=config.batch_size or automatic_batch_size(images // processes),
         lr=lr,
         weight_decay=weight_decay,
         image_size=prepared.image_size,
@@ -187,9 +220,22 @@ def automatic_batch_size(images: int) -> int:
     return max(16, min(64, 1 << int(math.log2(max(images / 20, 1)))))
 
 
+def _check_sync_bn(
+    config: TrainConfig, network: torch.nn.Module, runtime: Runtime, group: Group
+) -> None:
+    if config.sync_bn and not has_batch_norm(network):
+        raise ModelError("--sync-bn: this backbone has no BatchNorm. Leave it out.")
+    if config.sync_bn and group.processes > 1 and runtime.device.type != "cuda":
+        raise ConfigError(f"--sync-bn: needs CUDA, not {runtime.device}. Leave it out.")
+
+
 @dataclass
 class Training:
-    """One run in progress: what the loop works on and what a checkpoint holds."""
+    """One run in progress: what the loop works on and what a checkpoint holds.
+
+    Each of several processes keeps the rows of its own share: labels, targets, records. Places in
+    these are not manifest rows.
+    """
 
     config: TrainConfig
     manifest: Manifest
@@ -197,6 +243,7 @@ class Training:
     network: torch.nn.Module
     runtime: Runtime
     preprocessing: Preprocessing
+    group: Group = field(default_factory=Group)
     epoch: int = 0  # the next one to train
     metrics: list[dict[str, float]] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
@@ -204,22 +251,36 @@ class Training:
 
     def __post_init__(self) -> None:
         config, manifest, device = self.config, self.manifest, self.runtime.device
-        classes = manifest.num_classes
+        classes, group = manifest.num_classes, self.group
+        if group.processes > 1:
+            self._check_same(manifest_text(manifest))
+        self.owner = deal_rows(manifest.labels, manifest.splits, group.processes, config.seed)
+        self.share = Share(np.flatnonzero(self.owner == group.rank), group.processes)
+        own = self.share.rows
         freeze(self.network, config.freeze)
+        if config.sync_bn and group.processes > 1:
+            synchronise_batch_norm(self.network)
         self.network.to(device).to(memory_format=torch.channels_last)
+        group.copy_from_first(list(self.network.state_dict().values()))
         parts = members(self.network)
         self.method = build_method(
-            config, self.network, parts, manifest.labels, manifest.rows("train"), classes
+            config, self.network, parts, manifest.labels, manifest.rows("train"), classes, own
         )
         self.method.to(device)
         self.record = SampleRecord(
-            len(manifest), classes, config.epochs, held_out=self.method.judges_held_out
+            len(own), classes, config.epochs, held_out=self.method.judges_held_out
         ).to(device)
         self.plan = self._plan()
-        self.labels = torch.from_numpy(manifest.labels.astype(np.int64)).to(device)
-        truth = manifest.truth
-        self.truth = None if truth is None else torch.from_numpy(truth.astype(np.int64)).to(device)
-        self.rows = {split: torch.from_numpy(manifest.rows(split)).to(device) for split in SPLITS}
+        self.labels = torch.from_numpy(manifest.labels[own].astype(np.int64)).to(device)
+        truth = None if manifest.truth is None else manifest.truth[own].astype(np.int64)
+        self.truth = None if truth is None else torch.from_numpy(truth).to(device)
+        self.rows = {
+            split: torch.from_numpy(np.flatnonzero(manifest.splits[own] == code)).to(device)
+            for code, split in enumerate(SPLITS)
+        }
+        self.gradients = GradientMean(group, parts)
+        self.signal = SharedSignal(group)
+        self.processes_before = group.processes
         self.optimizer = _build_optimizer(config, self.network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
         self.schedule = Schedule(
@@ -237,7 +298,8 @@ class Training:
 
     def run_to_end(self, observer: Observer) -> RunFolder:
         """Train the remaining epochs, saving after each, and write the results."""
-        if self.config.tensorboard:
+        self._check_same(f"epoch {self.epoch}")
+        if self.config.tensorboard and self.group.is_first:
             from elrcli.engine.tensorboard import TensorBoardObserver
 
             observer = TensorBoardObserver(self.run.tensorboard_folder, observer)
@@ -249,6 +311,12 @@ class Training:
             for split in ("val", "test")
         }
         observer.training_started(dataclasses.replace(self.plan, first_epoch=self.epoch))
+        if self.processes_before != self.group.processes:
+            observer.note(
+                f"begun by {self.processes_before} processes, goes on with {self.group.processes}: "
+                f"{self.plan.batch_size * self.group.processes} images per step instead of "
+                f"{self.plan.batch_size * self.processes_before}"
+            )
         drawn_at = time.monotonic()
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
         with StopSignals() as stop, self._failures_explained(stop, remedy):
@@ -257,6 +325,7 @@ class Training:
                 before = self.record.prediction.clone()
                 started = time.monotonic()
                 totals = self._train_epoch(loader, observer, stop, remedy)
+                self.group.average(batch_statistics(self.method))
                 self._observe_held_out("val", held_out["val"], observer)
                 if is_last:
                     self._observe_held_out("test", held_out["test"], observer)
@@ -265,14 +334,14 @@ class Training:
                 self.epoch += 1
                 self.save()
                 if not is_last and time.monotonic() - drawn_at > SECONDS_BETWEEN_CURVES:
-                    write_text(self.run.curves_file, curves_svg(self.metrics))
+                    self._draw_curves()
                     drawn_at = time.monotonic()
                 observer.epoch_finished(row)
                 if not is_last:
-                    stop.raise_if_received(remedy)
-            write_text(self.run.curves_file, curves_svg(self.metrics))
+                    self._end_if_told(stop, remedy)
+            self._draw_curves()
             self._save_model()
-            if not self.run.features_file.is_file():
+            if self.group.from_first(lambda: not self.run.features_file.is_file()):
                 self._look_at_all_images(observer, stop, remedy)
         if self.unreadable:
             observer.note(
@@ -280,6 +349,20 @@ class Training:
                 f" {self.run.unreadable_file}"
             )
         return self.run
+
+    def _check_same(self, seen: str) -> None:
+        """Raise TrainingError unless all processes have `seen` the same."""
+        digest = hashlib.sha256(seen.encode("utf-8", "surrogateescape")).hexdigest()
+        if len(set(self.group.gather(digest))) > 1:
+            raise TrainingError(
+                f"the processes do not see the same files. {self.config.data} and {self.run.path} "
+                "must be the same on every machine."
+            )
+
+    def _end_if_told(self, stop: StopSignals, remedy: str) -> None:
+        """Raise `Interrupted` in all processes at once, whichever received a signal."""
+        stop.received = self.signal.exchange(stop.received)
+        stop.raise_if_received(remedy)
 
     @contextmanager
     def _failures_explained(self, stop: StopSignals, remedy: str) -> Iterator[None]:
@@ -296,6 +379,11 @@ class Training:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 problem = str(error).strip().split("\n")[0]
                 raise TrainingError(f"--compile failed ({problem}). Leave it out.") from error
+            if is_lost(error):
+                raise TrainingError(
+                    "another process of this training has ended. Its own message, or that of "
+                    f"torchrun, says why. {remedy}"
+                ) from error
             raise
 
     def _train_epoch(
@@ -309,29 +397,35 @@ class Training:
         has_gradient = False
         for number, batch in enumerate(totals.time_waiting(loader.epoch(self.epoch))):
             self.unreadable.update(dict(batch.unreadable))
-            done += len(batch.index) + len(batch.unreadable)
+            done += self._count(batch)
+            is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
             if len(batch.index) > 0:
                 labels = batch.labels.to(device, non_blocking=True)
-                index = batch.index.to(device, non_blocking=True)
+                index = self.share.places(batch.index).to(device, non_blocking=True)
                 images = self.runtime.normalise(batch.images, self.preprocessing)
                 generator = self._seed_step(self.epoch, number)
                 with self._batch_norm_for(len(index)), self.runtime.autocast():
                     step = method.training_step(images, labels, index, generator)
                 first = number - number % config.accumulate
                 share = 1 / min(config.accumulate, len(loader) - first)
+                self.gradients.expect(method, index, is_last=is_due)
                 self.scaler.scale(step.loss * share).backward()
                 has_gradient = True
                 self.record.update(step.probs, labels, index, self.epoch, step.held_out)
                 totals.add(step, len(index))
-            is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
-            if is_due and has_gradient:
+            elif self._is_synchronised:
+                raise TrainingError("--sync-bn: no image of a batch can be read. Leave it out.")
+            if is_due and (has_gradient or self.group.processes > 1):
+                self.gradients.finish()
                 factor = self.schedule.factor(self.epoch + (number + 1) / len(loader))
                 set_learning_rate(self.optimizer, self.plan.lr * factor)
                 self._optimizer_step()
                 has_gradient = False
-            observer.progress(stage, done, total)
-            stop.raise_if_received(remedy)
+            observer.progress(stage, min(done, total), total)
+            self._end_if_told(stop, remedy)
+        totals = totals.of_all(self.group)
         if totals.images == 0:
+            self._share_unreadable()
             raise DataError(self._nothing_readable())
         if not bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all()):
             raise diverged("a weight is no longer a finite number")
@@ -340,14 +434,28 @@ class Training:
     @contextmanager
     def _batch_norm_for(self, images: int) -> Iterator[None]:
         """Let BatchNorm use its running statistics for a single image, which has none."""
-        if images == 1:
+        is_alone = images == 1 and not self._is_synchronised
+        if is_alone:
             training_mode(self.network, "norm")
         yield
-        if images == 1:
+        if is_alone:
             training_mode(self.network, self.config.freeze)
 
+    @property
+    def _is_synchronised(self) -> bool:
+        """Whether BatchNorm waits for the other processes in every forward pass."""
+        return self.config.sync_bn and self.group.processes > 1
+
+    def _count(self, batch: Batch) -> int:
+        """Return how many images all processes are through with when this one has a batch."""
+        return (len(batch.index) + len(batch.unreadable)) * self.group.processes
+
+    def _share_unreadable(self) -> None:
+        found = self.group.gather(self.unreadable)
+        self.unreadable = {row: reason for part in found for row, reason in part.items()}
+
     def _nothing_readable(self) -> str:
-        row = next(row for row in self.rows["train"].tolist() if row in self.unreadable)
+        row = next(row for row in self.manifest.rows("train").tolist() if row in self.unreadable)
         place, reason = self.manifest.paths[row], self.unreadable[row]
         return f"{self.manifest.root}: no training image can be read. {place}: {reason}."
 
@@ -361,63 +469,81 @@ class Training:
         self.method.after_step()
 
     def _seed_step(self, epoch: int, number: int) -> torch.Generator:
-        """Make all randomness of a step (dropout, mixup) a function of (seed, epoch, number)."""
-        seed = int(np.random.SeedSequence([self.config.seed, epoch, number]).generate_state(1)[0])
+        """Make all randomness of a step (dropout, mixup) a function of what is named here."""
+        words = [self.config.seed, epoch, number, self.group.rank]
+        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
         torch.manual_seed(seed)
         return torch.Generator().manual_seed(seed)
 
     def _observe_held_out(self, split: str, loader: RowLoader, observer: Observer) -> None:
         """Let targets and record take the predictions for rows that training does not touch."""
-        done, total = 0, len(self.rows[split])
+        done, total = 0, len(self.manifest.rows(split))
         batches = predict_batches(self.method.predict, loader, self.runtime, self.preprocessing)
         for probs, batch in batches:
             self.unreadable.update(dict(batch.unreadable))
-            done += len(batch.index) + len(batch.unreadable)
+            done += self._count(batch)
             if len(batch.index) > 0:
-                index = batch.index.to(self.runtime.device)
+                index = self.share.places(batch.index).to(self.runtime.device)
                 self.method.observe(probs, index)
                 self.record.update(probs, self.labels[index], index, self.epoch, probs)
-            observer.progress(split, done, total)
+            observer.progress(split, min(done, total), total)
 
     def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
         rows = np.arange(len(self.manifest))
         loader = self._loader(rows, eval_transform(self.preprocessing.image_size), shuffle=False)
         network = self.method.prediction_network().eval()
-        features = Features.empty(len(rows))
+        own = Features.empty(len(self.share.rows))
         done = 0
         for look in look_at_images(network, loader, self.runtime, self.preprocessing):
-            features.keep(look)
-            done += len(look.batch.index) + len(look.batch.unreadable)
-            observer.progress("features", done, len(rows))
-            stop.raise_if_received(remedy)
-        features.save(self.run.features_file)
+            own.keep(look, self.share.places(look.batch.index).numpy())
+            done += self._count(look.batch)
+            observer.progress("features", min(done, len(rows)), len(rows))
+            self._end_if_told(stop, remedy)
+        vectors, thumbnails = (
+            self.group.whole(torch.from_numpy(part), self.owner).numpy()
+            for part in (own.vectors, own.thumbnails)
+        )
+        if self.group.is_first:
+            Features(vectors, thumbnails).save(self.run.features_file)
 
     def _epoch_metrics(
         self, totals: EpochTotals, before: Tensor, seconds: float
     ) -> dict[str, float]:
-        train, predicted = self.rows["train"], self.record.prediction
+        train, predicted, group = self.rows["train"], self.record.prediction, self.group
         row: dict[str, float] = {
             "epoch": self.epoch + 1,
             "lr": self.plan.lr * self.schedule.factor(self.epoch + 1),
             "seconds": seconds,
             **loss_metrics(totals),
             **agreement_metrics(
-                predicted[train], before[train], self.method.targets[train], self.labels[train]
+                predicted[train],
+                before[train],
+                self.method.targets[train],
+                self.labels[train],
+                group,
             ),
         }
         if self.truth is not None:
-            row |= memorisation_metrics(predicted[train], self.labels[train], self.truth[train])
+            row |= memorisation_metrics(
+                predicted[train], self.labels[train], self.truth[train], group
+            )
         for split in ("val", "test"):
             rows = self.rows[split]
             truth = None if self.truth is None else self.truth[rows]
             given_prob = self.record.given_prob[rows, self.epoch]
-            row |= held_out_metrics(split, predicted[rows], given_prob, self.labels[rows], truth)
+            row |= held_out_metrics(
+                split, predicted[rows], given_prob, self.labels[rows], truth, group
+            )
         return row
 
     def save(self) -> None:
         """Write the checkpoint, then the text files that follow from it."""
-        save_checkpoint(self.run.checkpoint_folder, self.epoch, self.state_dict())
+        self._share_unreadable()
+        state = self.state_dict()
+        if not self.group.is_first:
+            return
+        save_checkpoint(self.run.checkpoint_folder, self.epoch, state)
         write_text(self.run.metrics_file, csv_text(self.metrics, METRIC_COLUMNS))
         paths = self.manifest.paths
         rows = [
@@ -426,11 +552,12 @@ class Training:
         write_text(self.run.unreadable_file, csv_text(rows, ("path", "reason")))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resume needs."""
+        """Return everything that a resume needs; the samples of all processes on the first one."""
         return {
             "epoch": self.epoch,
-            "method": self.method.state_dict(),
-            "record": self.record.state_dict(),
+            "processes": self.group.processes,
+            "method": whole_state(self.method, self.group, self.owner),
+            "record": whole_state(self.record, self.group, self.owner),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics,
@@ -440,8 +567,10 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state that `state_dict` returned; what does not fit raises something."""
         self.epoch = range(self.config.epochs + 1)[state["epoch"]]
-        self.method.load_state_dict(state["method"])
-        self.record.load_state_dict(state["record"])
+        self.processes_before = int(state.get("processes", 1))
+        for module, saved in ((self.method, state["method"]), (self.record, state["record"])):
+            own = own_state(module, saved, self.share.rows, len(self.manifest))
+            module.load_state_dict(own)
         _restore_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:  # empty if the run began without fp16, on another device
             self.scaler.load_state_dict(state["scaler"])
@@ -452,7 +581,13 @@ class Training:
         rows = range(len(self.manifest))
         self.unreadable = {rows[row]: str(reason) for row, reason in state["unreadable"]}
 
+    def _draw_curves(self) -> None:
+        if self.group.is_first:
+            write_text(self.run.curves_file, curves_svg(self.metrics))
+
     def _save_model(self) -> None:
+        if not self.group.is_first:
+            return
         weights = {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.method.prediction_network().state_dict().items()
@@ -470,6 +605,7 @@ class Training:
             seed=config.seed,
             shuffle=shuffle,
             balanced=shuffle and config.balanced,
+            share=self.share,
             cache=self._cache(transform.load_size),
             pin_memory=self.runtime.device.type == "cuda",
         )
@@ -485,7 +621,8 @@ class Training:
     def _plan(self) -> TrainingPlan:
         config = self.config
         counts = {split: len(self.manifest.rows(split)) for split in SPLITS}
-        train_labels = self.manifest.labels[self.manifest.rows("train")]
+        labels = self.manifest.labels[self.manifest.rows("train")]
+        images = images_per_epoch(labels, config.balanced)
         assert config.batch_size is not None, "resolve() fills the automatic settings"
         assert config.lr is not None
         assert config.workers is not None
@@ -503,11 +640,12 @@ class Training:
             image_size=self.preprocessing.image_size,
             epochs=config.epochs,
             first_epoch=self.epoch,
-            batches=-(-images_per_epoch(train_labels, config.balanced) // config.batch_size),
+            batches=-(-images // (config.batch_size * self.group.processes)),
             batch_size=config.batch_size,
             optimizer=config.optimizer,
             lr=config.lr,
             workers=config.workers,
+            processes=self.group.processes,
         )
 
 

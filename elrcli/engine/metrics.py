@@ -1,15 +1,19 @@
-"""The figures of one epoch. Everything is summed on the device and read once at the end."""
+"""The figures of one epoch. Everything is summed on the device and read once at the end.
+
+Each process counts its own samples; the figures are those of all.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from elrcli.engine.distributed import Group
 from elrcli.errors import TrainingError
 from elrcli.methods.base import StepResult
 
@@ -38,6 +42,7 @@ METRIC_COLUMNS = (
 )
 
 Item = TypeVar("Item")
+ALONE = Group()
 
 
 class EpochTotals:
@@ -63,6 +68,17 @@ class EpochTotals:
             yield item
             asked = time.monotonic()
         self.seconds = time.monotonic() - started
+
+    def of_all(self, group: Group) -> EpochTotals:
+        """Return the sums over all processes and their mean times."""
+        own = (*self._sums.tolist(), self.images, self.seconds, self.seconds_waiting)
+        *sums, images, seconds, waiting = group.sum(torch.tensor(own)).tolist()
+        totals = EpochTotals(torch.device("cpu"))
+        totals._sums = torch.tensor(sums)
+        totals.images = int(images)
+        totals.seconds = seconds / group.processes
+        totals.seconds_waiting = waiting / group.processes
+        return totals
 
     def losses(self) -> tuple[float, float, float]:
         """Return the means per image: loss, cross-entropy, ELR term."""
@@ -92,7 +108,7 @@ def diverged(what: str) -> TrainingError:
 
 
 def agreement_metrics(
-    predicted: Tensor, before: Tensor, targets: Tensor, labels: Tensor
+    predicted: Tensor, before: Tensor, targets: Tensor, labels: Tensor, group: Group = ALONE
 ) -> dict[str, float]:
     """Return what shows memorisation without true labels, over training rows.
 
@@ -100,14 +116,19 @@ def agreement_metrics(
     """
     seen = predicted >= 0
     both = seen & (before >= 0)
-    return {
-        "train_agreement": _share(predicted == labels, seen),
-        "target_agreement": _share(targets.argmax(dim=1) == labels, seen),
-        **({"changed": _share(predicted != before, both)} if bool(both.any()) else {}),
-    }
+    return _shares(
+        {
+            "train_agreement": (predicted == labels, seen),
+            "target_agreement": (targets.argmax(dim=1) == labels, seen),
+            "changed": (predicted != before, both),
+        },
+        group,
+    )
 
 
-def memorisation_metrics(predicted: Tensor, labels: Tensor, truth: Tensor) -> dict[str, float]:
+def memorisation_metrics(
+    predicted: Tensor, labels: Tensor, truth: Tensor, group: Group = ALONE
+) -> dict[str, float]:
     """Return the shares of Figure 1 of the paper over training rows, each in [0, 1].
 
     predicted [n] classes, -1 unknown; labels [n] as given; truth [n].
@@ -115,37 +136,42 @@ def memorisation_metrics(predicted: Tensor, labels: Tensor, truth: Tensor) -> di
     seen = predicted >= 0
     clean = seen & (labels == truth)
     wrong = seen & (labels != truth)
-    shares: dict[str, float] = {}
-    if bool(clean.any()):
-        right = _share(predicted == truth, clean)
-        shares |= {"clean_right": right, "clean_other": 1 - right}
-    if bool(wrong.any()):
-        right, memorised = _share(predicted == truth, wrong), _share(predicted == labels, wrong)
-        shares |= {
-            "wrong_right": right,
-            "wrong_memorised": memorised,
-            "wrong_other": 1 - right - memorised,
-        }
-    return shares
+    right, memorised = predicted == truth, predicted == labels
+    return _shares(
+        {
+            "clean_right": (right, clean),
+            "clean_other": (~right, clean),
+            "wrong_right": (right, wrong),
+            "wrong_memorised": (memorised, wrong),
+            "wrong_other": (~right & ~memorised, wrong),
+        },
+        group,
+    )
 
 
 def held_out_metrics(
-    split: str, predicted: Tensor, given_prob: Tensor, labels: Tensor, truth: Tensor | None
+    split: str,
+    predicted: Tensor,
+    given_prob: Tensor,
+    labels: Tensor,
+    truth: Tensor | None,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """Return agreement with the given labels, and accuracy where the true ones are known.
 
     predicted [n] classes, -1 unknown; given_prob [n] probability of the given label, NaN unknown.
     """
     seen = (predicted >= 0) & ~given_prob.isnan()
-    if not bool(seen.any()):
-        return {}
-    metrics = {f"{split}_agreement": _share(predicted == labels, seen)}
+    parts = {f"{split}_agreement": (predicted == labels, seen)}
     if split == "val":
-        metrics["val_loss"] = float(-given_prob[seen].float().clamp_min(1e-7).log().mean())
+        parts["val_loss"] = (-given_prob.float().clamp_min(1e-7).log(), seen)
     if truth is not None:
-        metrics[f"{split}_accuracy_true"] = _share(predicted == truth, seen)
-    return metrics
+        parts[f"{split}_accuracy_true"] = (predicted == truth, seen)
+    return _shares(parts, group)
 
 
-def _share(hits: Tensor, among: Tensor) -> float:
-    return float((hits & among).sum() / among.sum().clamp_min(1))
+def _shares(parts: Mapping[str, tuple[Tensor, Tensor]], group: Group) -> dict[str, float]:
+    """Return for each (values [n], among [n] bool) the mean over all processes, if of anything."""
+    own = [torch.stack((values[among].sum(), among.sum())) for values, among in parts.values()]
+    sums = group.sum(torch.stack(own)).tolist()
+    return {name: total / count for name, (total, count) in zip(parts, sums, strict=True) if count}

@@ -28,6 +28,7 @@ class TrainingPlan:
     optimizer: str
     lr: float
     workers: int
+    processes: int = 1  # with a batch each
 
 
 class Observer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ from torch import nn
 
 from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import Manifest, StringTable
+from elrcli.data.shares import Share
 from elrcli.data.transforms import eval_transform
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Look, look_at_images
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.observer import Observer
 from elrcli.errors import RunError
 from elrcli.models import Preprocessing, create_network, load_weights
 from elrcli.run import RunFolder
+
+NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """The network of a run, ready on a device."""
+    """The network of a run, ready on a device.
+
+    Several processes each predict a part of the images and are told the predictions of all.
+    """
 
     network: nn.Module
     classes: tuple[str, ...]
@@ -73,26 +81,39 @@ class Predictor:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]]:
         """Yield (rows [B], probabilities [B, K] fp32, unreadable (row, reason)) in row order."""
         loader = self._loader(manifest, rows, batch_size, workers)
-        for probs, batch in predict_batches(self.network, loader, self.runtime, self.preprocessing):
-            probabilities = probs.cpu().numpy().reshape(-1, len(self.classes))
-            yield batch.index.numpy(), probabilities, batch.unreadable
+        batches = predict_batches(self.network, loader, self.runtime, self.preprocessing)
+        own = (
+            (batch.index.numpy(), probs.cpu().numpy(), batch.unreadable) for probs, batch in batches
+        )
+        for parts in current_group().in_turn(own):
+            index, probs, unreadable = zip(*parts, strict=True)
+            seen = np.concatenate(index)
+            order = np.argsort(seen)  # each process had every n-th row
+            whole = np.concatenate([part.reshape(-1, len(self.classes)) for part in probs])
+            yield seen[order], whole[order], tuple(sorted(sum(unreadable, ())))
 
     def looks(self, manifest: Manifest) -> Iterator[Look]:
-        """Yield predictions and features of every image, in row order."""
+        """Yield predictions and features of every image, without the image."""
         loader = self._loader(manifest, np.arange(len(manifest)), 64, None)
-        return look_at_images(self.network, loader, self.runtime, self.preprocessing)
+        looks = look_at_images(self.network, loader, self.runtime, self.preprocessing)
+        own = (look._replace(batch=look.batch._replace(images=NO_IMAGES)) for look in looks)
+        return chain.from_iterable(current_group().in_turn(own))
 
     def _loader(
         self, manifest: Manifest, rows: np.ndarray, batch_size: int, workers: int | None
     ) -> RowLoader:
+        group = current_group()
         return RowLoader(
             manifest,
             rows,
             eval_transform(self.preprocessing.image_size),
             batch_size=batch_size,
-            workers=min(worker_count(workers), len(rows) // 200) if workers is None else workers,
+            workers=min(worker_count(workers), len(rows) // (200 * group.processes))
+            if workers is None
+            else workers,
             seed=0,
             shuffle=False,
+            share=Share(rows[group.rank :: group.processes], group.processes),
             pin_memory=self.runtime.device.type == "cuda",
         )
 
@@ -111,7 +132,18 @@ def predict_images(
 
     A file that cannot be read gets a prediction whose `error` says why.
     """
-    predictor = Predictor.load(run_path, device=device, precision=precision)
+    with joined():
+        predictor = Predictor.load(run_path, device=device, precision=precision)
+        yield from _predictions(predictor, files, batch_size, workers, observer)
+
+
+def _predictions(
+    predictor: Predictor,
+    files: Sequence[Path],
+    batch_size: int,
+    workers: int | None,
+    observer: Observer | None,
+) -> Iterator[Prediction]:
     manifest = Manifest(
         root=Path(),
         paths=StringTable([str(file) for file in files]),

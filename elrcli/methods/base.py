@@ -37,6 +37,10 @@ class Method(nn.Module):
         """Return the loss of one batch; images [B, 3, S, S] normalised, labels and index [B]."""
         raise NotImplementedError
 
+    def images_per_network(self, index: Tensor) -> Tensor:
+        """Return how many of the rows [B] each network learns from: [networks], or [1] for all."""
+        return torch.full((1,), len(index), device=index.device)
+
     def after_step(self) -> None:
         """Follow an optimiser step."""
         raise NotImplementedError

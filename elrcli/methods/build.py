@@ -32,18 +32,19 @@ def build_method(
     labels: np.ndarray,
     trained: np.ndarray,
     num_classes: int,
+    rows: np.ndarray | None = None,
 ) -> Method:
     """Return the method that `config.method` names.
 
     `network` predicts; its `parts` are the networks that it is an ensemble of, or itself.
-    labels [N] as given, trained [T] the rows to train on.
-
-    Methods without the ELR term keep targets too, so that all can be compared.
+    labels [N] as given, trained [T] the rows to train on; `rows` [n] are those to keep state of,
+    by default all. Methods without the ELR term keep targets too, so that all can be compared.
     """
+    rows = np.arange(len(labels)) if rows is None else rows
 
     def table() -> ELRLoss:
         lam = config.lam if config.has_elr_term else 0.0
-        return ELRLoss(len(labels), num_classes, lam=lam, beta=config.beta)
+        return ELRLoss(len(rows), num_classes, lam=lam, beta=config.beta)
 
     def single(part: nn.Module) -> SingleNetwork:
         average = None
@@ -52,7 +53,7 @@ def build_method(
         return SingleNetwork(
             part,
             table(),
-            label_loss=label_loss(config, len(labels), num_classes),
+            label_loss=label_loss(config, len(rows), num_classes),
             lam_ramp=config.lam_ramp,
             average=average,
             mixup_alpha=config.mixup_alpha if config.mixes else None,
@@ -62,7 +63,7 @@ def build_method(
     if config.method == "elr-halves":
         owner = np.zeros(len(labels), dtype=np.int64)
         owner[trained] = draw_halves(labels[trained], config.seed)
-        return TwoHalves(network, parts, table(), torch.from_numpy(owner), config.lam_ramp)
+        return TwoHalves(network, parts, table(), torch.from_numpy(owner[rows]), config.lam_ramp)
     if config.method == "elr-plus":
         first, second = map(single, parts)
         return ELRPlus(network, first, second)

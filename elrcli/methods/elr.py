@@ -16,6 +16,7 @@ class ELRLoss(nn.Module):
     A row starts at zero ("never seen") and sums to `1 - beta ** visits` afterwards.
     """
 
+    per_sample = ("targets",)  # buffers with one row per sample
     targets: Tensor
 
     def __init__(

@@ -21,6 +21,7 @@ class TwoHalves(OneTable):
     """
 
     judges_held_out = True
+    per_sample = ("owner",)
     owner: Tensor  # [N] int64, 0 or 1: the network that trains on the sample
 
     def __init__(
@@ -61,6 +62,10 @@ class TwoHalves(OneTable):
             probs[part] = logits.detach().float().softmax(dim=1)
             held_out[part] = judge(other, images[part]).float().softmax(dim=1)
         return StepResult(loss, cross_entropy, term, probs, held_out)
+
+    def images_per_network(self, index: Tensor) -> Tensor:
+        """Return how many of the rows [B] each of the two networks trains on, [2]."""
+        return torch.stack([(self.owner[index] == number).sum() for number in (0, 1)])
 
     def prediction_network(self) -> nn.Module:
         """Return both networks as one."""

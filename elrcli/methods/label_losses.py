@@ -50,6 +50,7 @@ class OverParameterisation(nn.Module):
     predicted class plus s. They are part of `state_dict`, not parameters of an optimiser.
     """
 
+    per_sample = ("u", "v")
     u: Tensor  # [N] in [-1, 1]
     v: Tensor  # [N, K] in [-1, 1]; the entry of the given label has no effect
 

@@ -13,6 +13,15 @@ class SampleRecord(nn.Module):
     splits hold held-out predictions.
     """
 
+    per_sample = (
+        "prob_sum",
+        "margin_sum",
+        "visits",
+        "agreements",
+        "prediction",
+        "given_prob",
+        "held_out_sum",
+    )
     prob_sum: Tensor  # [N, K] sum of predicted probabilities
     margin_sum: Tensor  # [N] sum of p(given) - max p(other)
     visits: Tensor  # [N] int32 predictions seen

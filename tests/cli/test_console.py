@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -38,6 +39,11 @@ def on_terminal(monkeypatch, **options) -> io.StringIO:
     terminal = Console(file=screen, force_terminal=True, width=100, highlight=False, **options)
     monkeypatch.setattr(console, "_stderr", lambda: terminal)
     return screen
+
+
+def test_the_plan_of_several_processes():
+    *_, last = console.plan_lines(replace(PLAN, processes=4))
+    assert last == "  10 epochs of 25 batches of 64 in each of 4 processes, sgd 0.02, 2 workers"
 
 
 def train_two_epochs(observer):

@@ -65,6 +65,8 @@ TRAIN_OPTIONS = [
     ("--precision", "bf16", "precision", "bf16"),
     ("--compile", None, "compile", True),
     ("--no-compile", None, "compile", False),
+    ("--sync-bn", None, "sync_bn", True),
+    ("--no-sync-bn", None, "sync_bn", False),
     ("--tensorboard", None, "tensorboard", True),
     ("--no-tensorboard", None, "tensorboard", False),
     ("--seed", "7", "seed", 7),

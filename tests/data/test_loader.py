@@ -14,6 +14,7 @@ from elrcli.data.cache import ImageCache
 from elrcli.data.images import read_image
 from elrcli.data.loader import Batch, RowLoader, images_per_epoch
 from elrcli.data.manifest import Manifest, load_data
+from elrcli.data.shares import Share, deal_rows
 from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.errors import TrainingError
 
@@ -146,6 +147,39 @@ def test_an_epoch_can_start_in_the_middle(manifest):
     whole = list(loader.epoch(2))
     assert_same(list(loader.epoch(2, start_batch=1)), whole[1:])
     assert list(loader.epoch(2, start_batch=3)) == []
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 4), (3, 8), (5, 1)])
+def test_processes_share_an_epoch(manifest, processes, batch_size):
+    """Together they see each row once, in the order of one process, in equally many batches."""
+    owner = deal_rows(manifest.labels, manifest.splits, processes, seed=0)
+    whole = rows_of(list(make(manifest).epoch(1)))
+    found = []
+    for rank in range(processes):
+        share = Share(np.flatnonzero(owner == rank), processes)
+        loader = make(manifest, share=share, batch_size=batch_size)
+        batches = list(loader.epoch(1))
+        assert len(batches) == len(loader) == -(-21 // (processes * batch_size))
+        assert max(len(batch.index) for batch in batches) <= batch_size
+        own = rows_of(batches)
+        assert own == [row for row in whole if row in share.rows]
+        found += own
+    assert sorted(found) == list(range(21))
+
+
+def test_processes_share_a_balanced_epoch(manifest):
+    """They draw the same images as one process."""
+    labels = manifest.labels.copy()
+    labels[:3] = 2  # 4, 7 and 10 images
+    manifest = replace(manifest, labels=labels)
+    owner = deal_rows(labels, manifest.splits, 2, seed=0)
+    found = []
+    for rank in range(2):
+        share = Share(np.flatnonzero(owner == rank), 2)
+        loader = make(manifest, balanced=True, share=share, batch_size=3)
+        assert (loader.images, len(loader)) == (12, 2)
+        found += rows_of(list(loader.epoch(5)))
+    assert sorted(found) == sorted(rows_of(list(make(manifest, balanced=True).epoch(5))))
 
 
 def test_worker_processes_change_nothing(manifest, tmp_path):

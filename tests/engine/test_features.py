@@ -46,7 +46,7 @@ def test_the_same_picture_has_the_same_features_another_one_has_others(shapes):
     looks, manifest = look_at(shapes)
     features = Features.empty(len(manifest))
     for look in looks:
-        features.keep(look)
+        features.keep(look, look.batch.index.numpy())
     np.testing.assert_allclose(features.vectors[0], features.vectors[1], atol=1e-3)
     assert np.array_equal(features.thumbnails[0], features.thumbnails[1])
     assert np.abs(features.vectors[0] - features.vectors[2]).max() > 0.01
@@ -82,7 +82,7 @@ def test_an_unreadable_image_keeps_zeros_and_its_reason(shapes):
     assert [row for look in looks for row, _ in look.batch.unreadable] == [0]
     features = Features.empty(len(manifest))
     for look in looks:
-        features.keep(look)
+        features.keep(look, look.batch.index.numpy())
     assert not features.vectors[0].any()
     assert features.vectors[1].any()
 
@@ -93,7 +93,7 @@ def test_a_batch_without_a_readable_image(shapes):
     looks, manifest = look_at(shapes)
     features = Features.empty(len(manifest))
     for look in looks:
-        features.keep(look)
+        features.keep(look, look.batch.index.numpy())
     assert not features.vectors.any()
 
 
