@@ -4,6 +4,7 @@ python bench/loader.py --out bench/results/loader
 
 Makes photo-like JPEGs of three sizes, loads them with the same augmentation, batch size and number
 of workers, in rounds that take turns, and prints ratios: the machine's mood cancels out of them.
+Also per second of CPU time, of all processes together: what counts where others use the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import platform
 import statistics
 import tempfile
@@ -37,9 +39,10 @@ from elrcli.models import Preprocessing
 # width, height, JPEG quality, images, batch size, size of the network's input
 SIZES = {
     "32": (32, 32, 90, 8192, 128, 32),
-    "500x375": (500, 375, 90, 768, 64, 224),
+    "500x375": (500, 375, 90, 768, 32, 224),
     "2048x1536": (2048, 1536, 85, 128, 16, 224),
 }
+PICTURES = 24
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Epoch = Callable[[int], Iterator[Tensor]]  # normalised batches on the device
 
@@ -48,7 +51,7 @@ def write_photos(folder: Path, width: int, height: int, quality: int, count: int
     """Write JPEGs that are like photographs to a decoder; return their mean size in bytes.
 
     The spectrum falls like that of photographs, and fine detail is there in parts of the picture
-    only. 64 pictures, each under several names: they take longer to make than to read.
+    only. Each picture has several names: they take longer to make than to read.
     """
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -60,7 +63,7 @@ def write_photos(folder: Path, width: int, height: int, quality: int, count: int
         return values / values.std()
 
     pictures: list[bytes] = []
-    for _ in range(min(64, count)):
+    for _ in range(PICTURES):
         fall = rng.uniform(0.8, 1.1)
         in_focus = 1 / (1 + np.exp(-4 * field(2.5)))
         light = field(2.0) + 0.5 * in_focus * field(fall)
@@ -77,8 +80,10 @@ def write_photos(folder: Path, width: int, height: int, quality: int, count: int
     return sum(map(len, pictures)) // len(pictures)
 
 
-def ours(folder: Path, size: int, batch: int, args: argparse.Namespace, cached: bool) -> Epoch:
-    """Return the loader of `elr train`."""
+def ours(
+    folder: Path, size: int, batch: int, args: argparse.Namespace, cached: bool
+) -> tuple[Epoch, Epoch]:
+    """Return the loader of `elr train`, and the same up to its uint8 batches on the host."""
     manifest = load_data(folder)
     transform = train_transform(args.augment, size, flip=True)
     runtime, prepared = choose_runtime(args.device, "fp32"), Preprocessing(size, MEAN, STD)
@@ -93,8 +98,9 @@ def ours(folder: Path, size: int, batch: int, args: argparse.Namespace, cached: 
         cache=ImageCache(manifest, transform.load_size, "ram") if cached else None,
         pin_memory=runtime.device.type == "cuda",
     )
-    return lambda epoch: (
-        runtime.normalise(batch.images, prepared) for batch in loader.epoch(epoch)
+    return (
+        lambda epoch: (runtime.normalise(batch.images, prepared) for batch in loader.epoch(epoch)),
+        lambda epoch: (batch.images for batch in loader.epoch(epoch)),
     )
 
 
@@ -147,13 +153,22 @@ def torchvisions(folder: Path, size: int, batch: int, args: argparse.Namespace) 
     )
 
 
-def speed(epoch: Epoch, number: int) -> float:
-    """Return images per second of one epoch."""
-    started = time.perf_counter()
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its workers."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        for thread in Path(f"/proc/{worker.pid}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0]) / 1e9
+    return total
+
+
+def speed(epoch: Epoch, number: int) -> tuple[float, float]:
+    """Return images per second and per second of CPU time of one epoch."""
+    cpu, started = cpu_seconds(), time.perf_counter()
     images = sum(len(batch) for batch in epoch(number))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return images / (time.perf_counter() - started)
+    return images / (time.perf_counter() - started), images / (cpu_seconds() - cpu)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
@@ -162,9 +177,13 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         file_bytes = write_photos(folder, width, height, quality, count)
+        plain = ours(folder, size, batch, args, cached=False)
+        cached = ours(folder, size, batch, args, cached=True)
         epochs = {
-            "elr": ours(folder, size, batch, args, cached=False),
-            "elr, cached": ours(folder, size, batch, args, cached=True),
+            "elr": plain[0],
+            "elr, cached": cached[0],
+            "elr, uint8": plain[1],
+            "elr, cached, uint8": cached[1],
             "torchvision": torchvisions(folder, size, batch, args),
         }
         if args.augment != "light":  # which timm does not have
@@ -177,23 +196,33 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
         ]
     peers = [key for key in epochs if not key.startswith("elr")]
 
-    def ratio(first: str, second: str | None) -> list[float]:
-        return [r[first] / (r[second] if second else max(r[key] for key in peers)) for r in rounds]
+    def ratios(clock: int) -> dict[str, list[float]]:
+        speeds = [{key: found[clock] for key, found in r.items()} for r in rounds]
+        best = [max(r[peer] for peer in peers) for r in speeds]
+        return {
+            "elr / faster peer": [r["elr"] / b for r, b in zip(speeds, best, strict=True)],
+            **{f"elr / {peer}": [r["elr"] / r[peer] for r in speeds] for peer in peers},
+            "cached / faster peer": [
+                r["elr, cached"] / b for r, b in zip(speeds, best, strict=True)
+            ],
+            "cached / elr": [r["elr, cached"] / r["elr"] for r in speeds],
+            "cached / elr, uint8": [r["elr, cached, uint8"] / r["elr, uint8"] for r in speeds],
+        }
 
-    ratios = {
-        "elr / faster peer": ratio("elr", None),
-        **{f"elr / {peer}": ratio("elr", peer) for peer in peers},
-        "elr, cached / faster peer": ratio("elr, cached", None),
-        "elr, cached / elr": ratio("elr, cached", "elr"),
-    }
+    def medians(clock: int) -> dict[str, float]:
+        return {key: round(statistics.median(v), 2) for key, v in ratios(clock).items()}
+
     return {
         "size": name,
         "file_bytes": file_bytes,
         "image_size": size,
         "batch_size": batch,
-        "images_per_second": {k: round(statistics.median(r[k] for r in rounds)) for k in epochs},
-        "ratios": {key: round(statistics.median(values), 2) for key, values in ratios.items()},
-        "rounds": {key: [round(value, 2) for value in values] for key, values in ratios.items()},
+        "images_per_second": {
+            key: round(statistics.median(r[key][0] for r in rounds)) for key in epochs
+        },
+        "ratios": medians(0),
+        "ratios_of_cpu_time": medians(1),
+        "rounds": {key: [round(v, 2) for v in values] for key, values in ratios(0).items()},
     }
 
 
@@ -207,6 +236,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for the figures as JSON")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # for normalising on a CPU: the cores are for the workers
     for name in args.sizes.split(","):
         figures = {
             "augment": args.augment,
