@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import shutil
 import tempfile
 import weakref
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,8 +39,9 @@ class ImageCache:
 
     Two files: `.pixels` grows by whole images, appended by any process; `.index` has one ENTRY
     per row. An entry that does not match its pixels (torn write, full disk) counts as missing.
-    Mode "ram" keeps them in shared memory until the program ends, mode "disk" in `folder`,
-    where the next run finds them again.
+    Mode "disk" keeps them in `folder`, where the next run finds them again. Mode "ram" keeps them
+    in shared memory until the program ends. On Linux these files have no name there, so the
+    kernel frees them even if the program is killed.
     """
 
     def __init__(
@@ -47,22 +50,40 @@ class ImageCache:
         self.load_size = load_size
         self._manifest = manifest
         self._files: tuple[int, io.FileIO, np.ndarray] | None = None  # process id, pixels, entries
-        self._remove: weakref.finalize[Any, Any] | None = None
+        self._map: mmap.mmap | None = None
+        self._in_memory = mode == "ram"
+        self._owned: weakref.finalize[Any, Any] | None = None
         if mode == "ram":
             place = RAM_FOLDER if os.access(RAM_FOLDER, os.W_OK) else None
             folder = Path(tempfile.mkdtemp(prefix="elr-cache-", dir=place))
-            self._remove = weakref.finalize(self, _remove_folder, folder, os.getpid())
         elif mode == "disk" and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             raise ValueError(f"cache mode {mode!r} with folder {folder}")
-        self._stem = folder / _fingerprint(manifest, load_size)
-        self._prepare_index()
+        stem = folder / _fingerprint(manifest, load_size)
+        self._pixels_path = stem.with_suffix(".pixels")
+        self._index_path = stem.with_suffix(".index")
+        with open(self._index_path, "ab") as file:
+            file.truncate(len(manifest) * ENTRY.itemsize)
+        if self._in_memory:
+            self._own(folder)
+        else:
+            self._forget_changed_files()
+
+    def _own(self, folder: Path) -> None:
+        """Let the files go with this process: at once by name where /proc still reaches them."""
+        files = [open(path, "ab") for path in (self._pixels_path, self._index_path)]  # noqa: SIM115
+        paths = [Path(f"/proc/{os.getpid()}/fd/{file.fileno()}") for file in files]
+        if all(path.exists() for path in paths):
+            self._pixels_path, self._index_path = paths
+            shutil.rmtree(folder)  # now the kernel frees them, whatever ends this process
+        self._owned = weakref.finalize(self, _let_go, files, folder, os.getpid())
 
     def read(self, row: int) -> np.ndarray:
-        """Return what `read_image` gives for this row, uint8 [H, W, 3]."""
+        """Return what `read_image` gives for this row, uint8 [H, W, 3]; not to be written to."""
         pixels, entries = self._open()
-        image = _cached(pixels, entries[row])
+        entry = entries[row]
+        image = self._mapped(pixels, entry) if self._in_memory else _stored(pixels, entry)
         if image is None:
             path = self._manifest.file(row)
             before = _stamp(path)
@@ -75,36 +96,45 @@ class ImageCache:
     def _open(self) -> tuple[io.FileIO, np.ndarray]:
         """Open the files once per process: a file offset must not be shared after a fork."""
         if self._files is None or self._files[0] != os.getpid():
-            pixels = io.FileIO(self._stem.with_suffix(".pixels"), "a+")
-            entries = np.memmap(self._stem.with_suffix(".index"), dtype=ENTRY, mode="r+")
+            pixels = io.FileIO(self._pixels_path, "a+")
+            entries = np.memmap(self._index_path, dtype=ENTRY, mode="r+")
             self._files = (os.getpid(), pixels, entries)
             weakref.finalize(self, pixels.close)
         return self._files[1], self._files[2]
 
-    def _prepare_index(self) -> None:
-        """Make the index if it is missing; forget entries of files that changed since."""
-        with open(self._stem.with_suffix(".index"), "ab") as file:
-            file.truncate(len(self._manifest) * ENTRY.itemsize)
-        entries = np.memmap(self._stem.with_suffix(".index"), dtype=ENTRY, mode="r+")
+    def _mapped(self, pixels: io.FileIO, entry: np.void) -> np.ndarray | None:
+        """Return the image as a part of the shared memory, nothing copied."""
+        end, height, width = int(entry["end"]), int(entry["height"]), int(entry["width"])
+        count = height * width * 3
+        if count <= 0 or end < count:
+            return None
+        if self._map is None or len(self._map) < end:
+            self._map = mmap.mmap(pixels.fileno(), 0, access=mmap.ACCESS_READ)
+        image = np.frombuffer(self._map, dtype=np.uint8, count=count, offset=end - count)
+        return image.reshape(height, width, 3)
+
+    def _forget_changed_files(self) -> None:
+        entries = np.memmap(self._index_path, dtype=ENTRY, mode="r+")
         for row in np.flatnonzero(entries["end"]).tolist():
             if entries[row][["mtime_ns", "size"]].item() != _stamp(self._manifest.file(row)):
                 entries[row] = np.zeros((), dtype=ENTRY)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files and the clean-up behind: a worker process opens its own."""
-        return {**self.__dict__, "_files": None, "_remove": None}
+        return {**self.__dict__, "_files": None, "_map": None, "_owned": None}
 
 
-def _cached(pixels: io.FileIO, entry: np.void) -> np.ndarray | None:
+def _stored(pixels: io.FileIO, entry: np.void) -> np.ndarray | None:
+    """Return the image from the file if it is the one that was written."""
     end, height, width = int(entry["end"]), int(entry["height"]), int(entry["width"])
     count = height * width * 3
     if count <= 0 or end < count:
         return None
-    buffer = bytearray(count)
+    image = np.empty((height, width, 3), dtype=np.uint8)
     pixels.seek(end - count)
-    if pixels.readinto(buffer) != count or zlib.crc32(buffer) != int(entry["checksum"]):
+    if pixels.readinto(image.data) != count or zlib.crc32(image.data) != int(entry["checksum"]):
         return None
-    return np.frombuffer(buffer, dtype=np.uint8).reshape(height, width, 3)
+    return image
 
 
 def _append(pixels: io.FileIO, image: np.ndarray) -> int | None:
@@ -135,6 +165,8 @@ def _fingerprint(manifest: Manifest, load_size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _remove_folder(folder: Path, owner: int) -> None:
+def _let_go(files: Sequence[BinaryIO], folder: Path, owner: int) -> None:
     if os.getpid() == owner:  # not in a forked worker
+        for file in files:
+            file.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from typing import IO, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from elrcli.errors import DataError
+
+cv2.setNumThreads(0)  # the loader's processes are the parallelism
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
@@ -22,14 +27,22 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_ASPECT = 4  # a longer image loses its ends, so that memory stays bounded
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 ORIENTATION_TAG = 0x0112
-ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+END_OF_JPEG = b"\xff\xd9"
+DECODERS = {  # OpenCV's, at one pixel for so many a side
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 
 
@@ -37,12 +50,82 @@ class ImageProblem(DataError):
     """Why one image cannot be read: a short line without the path."""
 
 
+class Window(NamedTuple):
+    """A part of an upright image, in shares of its height and width."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
 def read_image(path: str | os.PathLike[str], short_side: int | None = None) -> np.ndarray:
     """Return the first frame of an image file as uint8 [H, W, 3] RGB, upright and writable.
 
     With `short_side`, the shorter side is resized to it (bilinear with antialiasing); the longer
     side keeps the aspect, up to four times the shorter one: beyond that the ends are cut off.
-    Transparent pixels become white. The file is always decoded to its end.
+    Transparent pixels become white. The file is always decoded to its end. Raises ImageProblem.
+    """
+    if short_side is None:
+        return _decode(path, lambda height, width: 1.0)
+    pixels = _without_ends(_decode(path, lambda height, width: short_side / min(height, width)))
+    height, width = pixels.shape[:2]
+    scale = short_side / min(height, width)
+    size = max(short_side, round(height * scale)), max(short_side, round(width * scale))
+    return np.ascontiguousarray(resize(pixels, *size))
+
+
+def read_window(
+    path: str | os.PathLike[str], size: int, choose: Callable[[int, int], Window]
+) -> np.ndarray:
+    """Return one window of an image file as uint8 [size, size, 3] RGB.
+
+    `choose` is called once with height and width of the upright image, in pixels, without the
+    ends of a very long one. Otherwise as `read_image`.
+    """
+    windows: list[Window] = []
+
+    def scale(height: int, width: int) -> float:
+        height, width = _shape_without_ends(height, width)
+        window = choose(height, width)
+        windows.append(window)
+        return max(size / (window.height * height), size / (window.width * width))
+
+    pixels = _decode(path, scale)
+    return cut(_without_ends(pixels), windows[0], size)
+
+
+def cut(pixels: np.ndarray, window: Window, size: int) -> np.ndarray:
+    """Return a window of pixels uint8 [H, W, 3], scaled to [size, size, 3]."""
+    height, width = pixels.shape[:2]
+    top = min(round(window.top * height), height - 1)
+    left = min(round(window.left * width), width - 1)
+    bottom = max(round((window.top + window.height) * height), top + 1)
+    right = max(round((window.left + window.width) * width), left + 1)
+    return resize(pixels[top:bottom, left:right], size, size)
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return pixels uint8 [H, W, 3] at another size: bilinear, with antialiasing to shrink."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    if height >= pixels.shape[0] and width >= pixels.shape[1]:
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    # The numbers of Pillow's resize up to one grey level, in a third of the time.
+    import torch  # only here: listing a folder should not wait for it
+
+    planes = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
+        planes, (height, width), mode="bilinear", antialias=True
+    )
+    shrunk: np.ndarray = resized[0].permute(1, 2, 0).numpy()
+    return shrunk
+
+
+def _decode(path: str | os.PathLike[str], scale: Callable[[int, int], float]) -> np.ndarray:
+    """Return the upright pixels [H, W, 3], of a JPEG file at 1/2, 1/4 or 1/8 where that will do.
+
+    `scale(height, width)` of the upright image says what share of its pixels a side is needed.
     """
     try:
         # Pillow warns about large images, odd palettes and damaged metadata: none of it matters
@@ -50,49 +133,69 @@ def read_image(path: str | os.PathLike[str], short_side: int | None = None) -> n
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
-                return _pixels(image, short_side)
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageProblem(
+                        f"{width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million"
+                    )
+                if image.format in ("JPEG", "MPO"):
+                    return _jpeg(image, file, scale)
+                image.load()  # turns TIFF files upright already
+                pixels = _upright(np.array(_to_rgb(image)), _orientation(image))
+                scale(*pixels.shape[:2])
+                return pixels
     except ImageProblem:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ImageProblem(_reason(path, error)) from error
 
 
-def _pixels(image: Image.Image, short_side: int | None) -> np.ndarray:
-    """Decode, crop to the widest aspect, convert, resize, turn upright: small images early."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageProblem(f"{width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million")
-    if short_side is not None:
-        # JPEG only: decode at 1/2, 1/4 or 1/8, never below the wanted size.
-        image.draft(None, (short_side, short_side))
-    image.load()
+def _jpeg(image: Image.Image, file: IO[bytes], scale: Callable[[int, int], float]) -> np.ndarray:
+    """Decode a JPEG file whose header Pillow has read."""
     orientation = _orientation(image)
-    if short_side is not None:
-        image = _crop_aspect(image)
-    image = _to_rgb(image)
-    if short_side is not None:
-        image = _resize(image, short_side)
-    if orientation in ORIENTATIONS:
-        image = image.transpose(ORIENTATIONS[orientation])
-    return np.array(image)
+    width, height = image.size
+    wanted = scale(width, height) if orientation in TURNED else scale(height, width)
+    step = next(step for step in (8, 4, 2, 1) if step == 1 or step * wanted <= 1)
+    if image.mode in ("RGB", "L"):
+        file.seek(0)
+        data = file.read()
+        # OpenCV gives the same pixels sooner. But not every version of it tells where a file
+        # ends too early, and some fill the rest with grey.
+        if data.endswith(END_OF_JPEG):
+            flags = DECODERS[step] | cv2.IMREAD_IGNORE_ORIENTATION
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+            if pixels is not None:
+                return _upright(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), orientation)
+        file.seek(0)
+    image.draft(None, (-(-width // step), -(-height // step)))
+    return _upright(np.array(_to_rgb(image)), orientation)
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; call after `load`, which already turns TIFF files upright."""
+    """Return the EXIF orientation; TIFF files must be loaded before, which turns them upright."""
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # damaged metadata: the pixels are still good
         return 1
 
 
-def _crop_aspect(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    longest = MAX_ASPECT * min(width, height)
-    if max(width, height) <= longest:
-        return image
-    new_width, new_height = min(width, longest), min(height, longest)
-    left, top = (width - new_width) // 2, (height - new_height) // 2
-    return image.crop((left, top, left + new_width, top + new_height))
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation not in ORIENTATIONS:
+        return pixels
+    return np.ascontiguousarray(ORIENTATIONS[orientation](pixels))
+
+
+def _without_ends(pixels: np.ndarray) -> np.ndarray:
+    """Return the middle [h, w, 3] of pixels [H, W, 3] that is not too long."""
+    height, width = pixels.shape[:2]
+    new_height, new_width = _shape_without_ends(height, width)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    return pixels[top : top + new_height, left : left + new_width]
+
+
+def _shape_without_ends(height: int, width: int) -> tuple[int, int]:
+    longest = MAX_ASPECT * min(height, width)
+    return min(height, longest), min(width, longest)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -130,15 +233,6 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 def _round(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
-
-
-def _resize(image: Image.Image, short_side: int) -> Image.Image:
-    width, height = image.size
-    scale = short_side / min(width, height)
-    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
-    if size == image.size:
-        return image
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def _reason(path: str | os.PathLike[str], error: Exception) -> str:

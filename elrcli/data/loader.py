@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from elrcli.data.cache import ImageCache
-from elrcli.data.images import ImageProblem, read_image
+from elrcli.data.images import ImageProblem
 from elrcli.data.manifest import Manifest
 from elrcli.data.shares import Share
 from elrcli.data.transforms import Transform
@@ -60,6 +61,7 @@ class RowLoader:
         labels = manifest.labels[rows]
         self.images = images_per_epoch(labels, balanced)
         self._order = _BatchOrder(rows, labels, batch_size, seed, shuffle, balanced, share)
+        workers = min(workers, len(self._order))
         self._loader: DataLoader[Batch] = DataLoader(
             _RowDataset(manifest, transform, seed, cache),
             batch_size=None,  # the sampler hands out whole batches of rows
@@ -162,37 +164,39 @@ class _RowDataset(Dataset[Batch]):
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, rows = request
-        squares: list[np.ndarray] = []
+        images = _empty_images(len(rows), self._transform.image_size)
+        squares = images.numpy()
         kept: list[int] = []
         unreadable: list[tuple[int, str]] = []
         for row in rows.tolist():
             try:
-                image = self._read(row)
+                squares[len(kept)] = self._square(row, (self._seed, epoch, row))
             except ImageProblem as problem:
                 unreadable.append((row, str(problem)))
                 continue
-            squares.append(self._transform(image, (self._seed, epoch, row)))
             kept.append(row)
         index = np.array(kept, dtype=np.int64)
         return Batch(
-            images=_stack(squares, self._transform.image_size),
+            images=images[: len(kept)].permute(0, 3, 1, 2),
             labels=torch.from_numpy(self._manifest.labels[index].astype(np.int64)),
             index=torch.from_numpy(index),
             unreadable=tuple(unreadable),
         )
 
-    def _read(self, row: int) -> np.ndarray:
+    def _square(self, row: int, seed: tuple[int, ...]) -> np.ndarray:
         if self._cache is not None:
-            return self._cache.read(row)
-        return read_image(self._manifest.file(row), self._transform.load_size)
+            return self._transform(self._cache.read(row), seed)
+        return self._transform.read(self._manifest.file(row), seed)
 
 
-def _stack(squares: list[np.ndarray], size: int) -> Tensor:
-    """Return [B, 3, S, S] in channels_last memory from B arrays [S, S, 3]."""
-    images = np.empty((len(squares), size, size, 3), dtype=np.uint8)
-    for i, square in enumerate(squares):
-        images[i] = square
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
+def _empty_images(count: int, size: int) -> Tensor:
+    """Return [B, S, S, 3] uint8 without values; a worker's is shared with the main process."""
+    images = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        # As torch's own collating: otherwise the batch is copied to shared memory afterwards.
+        shared = torch.UntypedStorage._new_shared(count * size * size * 3)
+        images.set_(shared)
+    return images.resize_(count, size, size, 3)
 
 
 def _as_is(batch: Any) -> Any:
@@ -200,5 +204,10 @@ def _as_is(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which saves its state and then ends this one."""
+    """Leave Ctrl-C to the main process, which saves its state and then ends this one.
+
+    The JPEG library prints remarks on damaged files, without their names: keep them off the
+    terminal. Errors reach the main process in another way.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

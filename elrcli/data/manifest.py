@@ -11,6 +11,8 @@ import difflib
 import io
 import os
 import re
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,10 +37,13 @@ class StringTable(Sequence[str]):
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
-        self._offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(item) for item in encoded], out=self._offsets[1:])
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        joined = bytearray()
+        offsets = array("q", [0])
+        for string in strings:
+            joined += string.encode("utf-8", "surrogateescape")
+            offsets.append(len(joined))
+        self._offsets = np.frombuffer(offsets, dtype=np.int64)
+        self._bytes = np.frombuffer(joined, dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -182,23 +187,23 @@ def manifest_text(manifest: Manifest) -> str:
 def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifest:
     """Read back what `manifest_text` gave: same rows, same order, no look at the images."""
     class_ids = {name: i for i, name in enumerate(classes)}
-    paths: list[str] = []
-    labels: list[int] = []
-    splits: list[int] = []
-    truth: list[int] = []
+    labels, splits, truth = array("i"), array("b"), array("i")
+
+    def paths(rows: Iterator[list[str]]) -> Iterator[str]:
+        for path, label, split, *true_label in rows:
+            labels.append(class_ids[label])
+            splits.append(SPLITS.index(split))
+            truth.extend(class_ids[name] for name in true_label)
+            yield path
+
     try:
         with open(csv_path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader)
             if header not in (["path", "label", "split"], ["path", "label", "split", "true_label"]):
                 raise ValueError(f"columns {header}")
-            for cells in reader:
-                path, label, split, *true_label = cells
-                paths.append(path)
-                labels.append(class_ids[label])
-                splits.append(SPLITS.index(split))
-                truth.extend(class_ids[name] for name in true_label)
-            if len(truth) != (len(paths) if len(header) == 4 else 0):
+            table = StringTable(paths(reader))
+            if len(truth) != (len(table) if len(header) == 4 else 0):
                 raise ValueError("ragged rows")
     except FileNotFoundError as error:
         raise DataError(f"{csv_path}: no such file. The run folder is incomplete.") from error
@@ -208,7 +213,7 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
         ) from error
     return Manifest(
         root=Path(os.path.abspath(root)),
-        paths=StringTable(paths),
+        paths=table,
         labels=np.array(labels, dtype=np.int32),
         splits=np.array(splits, dtype=np.int8),
         classes=tuple(classes),
@@ -317,7 +322,7 @@ def _nothing_found(folder: str) -> str:
 # --- CSV files ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     line: int
     label: str
@@ -383,7 +388,7 @@ def _read_csv(
         if problem is not None or path is None or split is None:
             bad.append(f"{place} {problem}")
             continue
-        row = _Row(line, label, split, truth)
+        row = _Row(line, sys.intern(label), split, truth and sys.intern(truth))
         first = rows.setdefault(path, row)
         if (first.label, first.split, first.truth) != (row.label, row.split, row.truth):
             bad.append(f"{place} {_conflict(path, first, row)}")

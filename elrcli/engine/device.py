@@ -30,17 +30,23 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def normalise(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
-        """Move uint8 images [B, 3, S, S] to the device and normalise them there."""
-        mean, std = _pixel_statistics(preprocessing, self.device)
-        return images.to(self.device, non_blocking=True).float().sub_(mean).div_(std)
+        """Move uint8 images [B, 3, S, S] to the device and normalise them there, channels_last."""
+        batch, channels, height, width = images.shape
+        mean, std = _pixel_statistics(preprocessing, width, self.device)
+        pixels = images.to(self.device, non_blocking=True).permute(0, 2, 3, 1)
+        # In lines of all channels the arithmetic has long rows to work on: twice as fast on CPUs.
+        lines = pixels.reshape(batch, height, width * channels).float().sub_(mean).div_(std)
+        return lines.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)  # a copy to the device in every step would make it wait for the host
-def _pixel_statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of pixels in 0..255, each [1, 3, 1, 1], on the device."""
+def _pixel_statistics(
+    preprocessing: Preprocessing, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of pixels in 0..255, each [S * 3] for one line, on the device."""
     with torch.inference_mode(False):  # training uses them too
-        mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255
+        mean = torch.tensor(preprocessing.mean, device=device).repeat(width) * 255
+        std = torch.tensor(preprocessing.std, device=device).repeat(width) * 255
     return mean, std
 
 

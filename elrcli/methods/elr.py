@@ -45,8 +45,9 @@ class ELRLoss(nn.Module):
         probs [B, K] in (0, 1), index [B] -> targets [B, K] without gradient. Eq. 9.
         """
         normalised = probs / probs.sum(dim=1, keepdim=True)
-        rows = self.beta * self.targets[index] + (1 - self.beta) * normalised
-        self.targets[index] = rows.to(self.targets.dtype)
+        rows = self.targets.index_select(0, index).to(probs.dtype)
+        rows.lerp_(normalised, 1 - self.beta)  # beta * rows + (1 - beta) * normalised
+        self.targets.index_copy_(0, index, rows.to(self.targets.dtype))
         return rows
 
     def extra_repr(self) -> str:

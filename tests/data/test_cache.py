@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +50,6 @@ def test_each_file_is_decoded_once(manifest, reads, tmp_path, mode):
         for row in range(4):
             image = cache.read(row)
             np.testing.assert_array_equal(image, read_image(manifest.file(row), 8))
-            assert image.flags.writeable
     assert reads == [manifest.file(row) for row in range(4)]
 
 
@@ -126,15 +129,63 @@ def test_two_processes_share_the_files(manifest, reads, tmp_path):
     assert len(reads) == 2
 
 
-def test_the_ram_cache_goes_with_its_owner(manifest):
+FILL_AND_WAIT = """
+import sys
+from pathlib import Path
+from elrcli.data.cache import ImageCache
+from elrcli.data.manifest import load_data
+
+cache = ImageCache(load_data(Path(sys.argv[1])), 8, "ram")
+for _ in range(2):
+    for row in range(4):
+        cache.read(row)
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_killed_program_leaves_nothing_in_shared_memory(manifest):
+    before = set(Path(module.RAM_FOLDER).iterdir())
+    command = [sys.executable, "-c", FILL_AND_WAIT, str(manifest.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == b"full\n"
+        program.send_signal(signal.SIGKILL)
+    left = set(Path(module.RAM_FOLDER).iterdir()) - before
+    assert not [path for path in left if path.name.startswith("elr-cache-")]
+
+
+def test_without_proc_the_ram_cache_is_removed_by_its_owner(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RAM_FOLDER", str(tmp_path))
+    monkeypatch.setattr(module.os, "getpid", lambda: 0)  # /proc/0 is never there
     cache = ImageCache(manifest, 8, "ram")
+    (folder,) = tmp_path.glob("elr-cache-*")
     other = pickle.loads(pickle.dumps(cache))
     other.read(0)
-    folder = cache._stem.parent
     del other
     assert folder.exists()
     del cache
     assert not folder.exists()
+
+
+def _read_all(manifest: Manifest, folder: Path, seed: int) -> None:
+    cache = ImageCache(manifest, 8, "disk", folder)
+    for row in np.random.default_rng(seed).integers(0, 4, 200).tolist():
+        np.testing.assert_array_equal(cache.read(row), read_image(manifest.file(row), 8))
+
+
+def test_several_programs_fill_one_folder_at_once(manifest, tmp_path):
+    """As the ranks of one training do."""
+    fork = multiprocessing.get_context("forkserver")
+    ranks = [
+        fork.Process(target=_read_all, args=(manifest, tmp_path / "cache", seed))
+        for seed in range(3)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
 
 
 def test_wrong_modes(manifest):

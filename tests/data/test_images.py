@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from elrcli.data import images
-from elrcli.data.images import IMAGE_SUFFIXES, ImageProblem, read_image
+from elrcli.data.images import IMAGE_SUFFIXES, ImageProblem, read_image, read_window
 from elrcli.errors import DataError
 
 RED_BLUE = ((255, 0, 0), (0, 0, 255))
@@ -214,18 +214,109 @@ def test_downscaling_averages_instead_of_picking_pixels(tmp_path):
     assert pixels.max() <= 136
 
 
-def test_large_jpegs_are_decoded_at_reduced_scale(tmp_path, monkeypatch):
-    path = saved(tmp_path / "large.jpg", two_halves(800, 400))
-    decoded: list[tuple[int, int]] = []
-    crop_aspect = images._crop_aspect
+@pytest.fixture
+def decoded(monkeypatch) -> list[tuple[int, ...]]:
+    """Collects height and width of what is decoded."""
+    shapes: list[tuple[int, ...]] = []
+    upright = images._upright
     monkeypatch.setattr(
-        images, "_crop_aspect", lambda image: decoded.append(image.size) or crop_aspect(image)
+        images,
+        "_upright",
+        lambda pixels, orientation: shapes.append(pixels.shape[:2]) or upright(pixels, orientation),
     )
+    return shapes
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_large_jpegs_are_decoded_at_reduced_scale(tmp_path, decoded, mode):
+    path = saved(tmp_path / "large.jpg", two_halves(800, 400).convert(mode))
     assert read_image(path, 50).shape == (50, 100, 3)
     assert read_image(path, 150).shape == (150, 300, 3)
     assert read_image(path, 201).shape == (201, 402, 3)
-    assert decoded == [(100, 50), (400, 200), (800, 400)]
-    np.testing.assert_allclose(read_image(path, 50)[25, 5], RED_BLUE[0], atol=5)
+    assert decoded == [(50, 100), (200, 400), (400, 800)]
+    if mode == "RGB":
+        np.testing.assert_allclose(read_image(path, 50)[25, 5], RED_BLUE[0], atol=5)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpegs_have_the_pixels_that_pillow_gives(tmp_path, mode, options):
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    path = saved(tmp_path / "a.jpg", Image.fromarray(noise).convert(mode), **options)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(read_image(path) - expected).max() <= 1
+
+
+def test_shrinking_gives_the_pixels_of_pillows_resize(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    expected = Image.fromarray(noise).resize((41, 27), Image.Resampling.BILINEAR)
+    difference = images.resize(noise, 27, 41) - np.asarray(expected).astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_jpeg_must_have_its_end(tmp_path):
+    buffer = io.BytesIO()
+    two_halves(64, 64).save(buffer, "jpeg")
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(buffer.getvalue()[:-2])
+    assert problem_of(path).startswith("damaged image: image file is truncated")
+    path.write_bytes(buffer.getvalue() + b"what a camera adds")
+    assert read_image(path).shape == (64, 64, 3)
+
+
+# --- windows ---
+
+
+def test_a_window_is_the_named_part(tmp_path):
+    """The upper right quarter, from 100 pixels to 10."""
+    rows, columns = np.mgrid[:100, :200]
+    pixels = np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)
+    path = saved(tmp_path / "a.png", Image.fromarray(pixels))
+    seen: list[tuple[int, int]] = []
+    part = read_window(
+        path, 10, lambda *shape: seen.append(shape) or images.Window(0.0, 0.5, 0.5, 0.5)
+    )
+    assert seen == [(100, 200)]
+    assert part.shape == (10, 10, 3)
+    np.testing.assert_allclose(part[:, :, 0], [[104.5 + 10 * i for i in range(10)]] * 10, atol=1.5)
+    np.testing.assert_allclose(part[:, 0, 1], [2 + 5 * i for i in range(10)], atol=1)
+
+
+def test_the_scale_of_a_jpeg_follows_from_the_window(tmp_path, decoded):
+    """For 50 of 400 rows an eighth will do; for 50 of the upper 200 a quarter, of 100 a half."""
+    path = saved(tmp_path / "large.jpg", two_halves(800, 400))
+    for share in (1.0, 0.5, 0.25, 0.1):
+        read_window(path, 50, lambda *_, share=share: images.Window(0.0, 0.0, share, share))
+    assert decoded == [(50, 100), (100, 200), (200, 400), (400, 800)]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_windows_are_cut_from_the_upright_image(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise: red above, blue below
+    path = saved(tmp_path / f"turned.{suffix}", two_halves(320, 160), exif=exif)
+    seen: list[tuple[int, int]] = []
+    lower = read_window(
+        path, 8, lambda *shape: seen.append(shape) or images.Window(0.6, 0.0, 0.4, 1.0)
+    )
+    assert seen == [(320, 160)]
+    np.testing.assert_allclose(lower[4, 4], RED_BLUE[1], atol=5)
+
+
+def test_windows_of_long_images_leave_the_ends_out(tmp_path):
+    path = saved(tmp_path / "long.png", two_halves(1000, 10))
+    seen: list[tuple[int, int]] = []
+    read_window(path, 8, lambda *shape: seen.append(shape) or images.Window(0.0, 0.0, 1.0, 1.0))
+    assert seen == [(10, 40)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1)])
+def test_windows_of_tiny_images_have_a_pixel(tmp_path, size):
+    path = saved(tmp_path / "tiny.png", two_halves(*size))
+    for corner in (0.0, 0.7):
+        part = read_window(path, 4, lambda *_, at=corner: images.Window(at, at, 0.3, 0.3))
+        assert part.shape == (4, 4, 3)
 
 
 # --- what cannot be read ---

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from elrcli.data.cache import ImageCache
 from elrcli.data.images import read_image
 from elrcli.data.loader import Batch, RowLoader, images_per_epoch
-from elrcli.data.manifest import Manifest, load_data
+from elrcli.data.manifest import Manifest, StringTable, load_data
 from elrcli.data.shares import Share, deal_rows
 from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.errors import TrainingError
@@ -194,12 +196,31 @@ def test_worker_processes_change_nothing(manifest, tmp_path):
 @pytest.mark.parametrize("mode", ["ram", "disk"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_cache_changes_nothing(manifest, tmp_path, mode, workers):
-    transform = train_transform("standard", 16, flip=True)
+    transform = train_transform("light", 16, flip=True)
     cache = ImageCache(manifest, transform.load_size, mode, tmp_path / "cache")
     plain = make(manifest, transform=transform)
     cached = make(manifest, transform=transform, cache=cache, workers=workers)
     for epoch in range(2):
         assert_same(list(cached.epoch(epoch)), list(plain.epoch(epoch)))
+
+
+def test_random_windows_are_the_same_with_a_cache_but_softer(tmp_path):
+    """The cache holds 19 pixels a side, the file 200: the same parts, cut from fewer pixels."""
+    (tmp_path / "data/a").mkdir(parents=True)
+    (tmp_path / "data/b").mkdir()
+    ramp = np.linspace(0, 255, 200, dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp, ramp[:, None], 0), axis=2).astype(np.uint8)
+    for name in ("a/1.png", "b/2.jpg"):
+        Image.fromarray(pixels).save(tmp_path / "data" / name)
+    manifest = load_data(tmp_path / "data")
+    transform = train_transform("standard", 16, flip=True)
+    cache = ImageCache(manifest, transform.load_size, "ram")
+    for epoch in range(5):
+        (plain,) = make(manifest, transform=transform).epoch(epoch)
+        (cached,) = make(manifest, transform=transform, cache=cache).epoch(epoch)
+        difference = plain.images.float() - cached.images.float()
+        assert difference.abs().max() < 20  # one of 19 pixels is 13 grey levels
+        assert 0 < difference.abs().mean() < 5
 
 
 def test_workers_fill_one_cache(manifest, tmp_path):
@@ -290,7 +311,7 @@ class _Fatal(Transform):
     """Ends its process at once, as the kernel does when memory runs out."""
 
     def __init__(self) -> None:
-        super().__init__([], 16, 16, is_random=False)
+        super().__init__(16, 16)
 
     def __call__(self, image: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
         os._exit(1)
@@ -302,11 +323,59 @@ def test_a_dead_worker_is_named_with_a_remedy(manifest):
         list(loader.epoch(0))
 
 
+def test_remarks_on_damaged_jpegs_stay_off_the_terminal(manifest, capfd):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = manifest.root / manifest.paths[0]
+    Image.fromarray(pixels).save(path, "jpeg")
+    content = bytearray(path.read_bytes())
+    content[2000:2100] = bytes(100)
+    path.write_bytes(content)
+    batches = list(make(manifest, workers=2).epoch(0))
+    assert len(rows_of(batches)) == len(manifest)
+    assert capfd.readouterr().err == ""
+
+
+def objects_held(thing: object) -> int:
+    """Return how many objects can be reached from `thing`, modules and classes left out."""
+    seen: dict[int, object] = {}
+    waiting = [thing]
+    while waiting:
+        item = waiting.pop()
+        if id(item) not in seen and not isinstance(item, type | type(os)):
+            seen[id(item)] = item
+            waiting += gc.get_referents(item)
+    return len(seen)
+
+
+def test_what_workers_hold_does_not_grow_with_the_rows(tmp_path):
+    """Reading an object writes to its reference count, and so copies its page in every worker."""
+    counts = []
+    for rows in (100, 10_000):
+        manifest = Manifest(
+            root=tmp_path,
+            paths=StringTable(f"a/{row}.jpg" for row in range(rows)),
+            labels=np.zeros(rows, dtype=np.int32),
+            splits=np.zeros(rows, dtype=np.int8),
+            classes=("a", "b"),
+        )
+        transform = train_transform("light", 16, flip=True)
+        cache = ImageCache(manifest, 16, "ram")
+        loader = make(manifest, rows=np.arange(rows), transform=transform, cache=cache)
+        dataset = loader._loader.dataset
+        counts.append(objects_held([vars(dataset), vars(loader._order)]))
+    assert counts[0] == counts[1]
+
+
+def test_small_data_needs_few_workers(manifest):
+    loader = make(manifest, rows=np.arange(4), batch_size=4, workers=16)
+    assert loader._loader.num_workers == 1
+
+
 def test_errors_of_the_code_are_not_hidden(manifest):
     class Broken:
         load_size = image_size = 16
 
-        def __call__(self, image: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+        def read(self, path: Path, seed: tuple[int, ...]) -> np.ndarray:
             raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):

@@ -6,8 +6,14 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from elrcli.data.transforms import AUGMENTATIONS, eval_transform, train_transform
+from elrcli.data.transforms import (
+    AUGMENTATIONS,
+    draw_window,
+    eval_transform,
+    train_transform,
+)
 
 
 def ramp(height: int, width: int) -> np.ndarray:
@@ -173,3 +179,38 @@ def test_crop_is_224_of_256_pixels():
 def test_unknown_augmentation():
     with pytest.raises(ValueError, match="none"):
         train_transform("heavy", 32, flip=True)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_reading_a_file_gives_what_its_pixels_give(tmp_path, augment):
+    """A file at the size of the cache: crops from the file and from the pixels are the same."""
+    transform = train_transform(augment, 32, flip=True)
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(transform.load_size)).save(path)
+    for row in range(10):
+        from_file, from_pixels = (
+            transform.read(path, (0, 0, row)),
+            transform(noise(transform.load_size), (0, 0, row)),
+        )
+        np.testing.assert_array_equal(from_file, from_pixels)
+
+
+def test_windows_lie_inside_and_have_the_promised_shape():
+    random_numbers = np.random.default_rng(0)
+    for height, width in [(300, 400), (100, 100), (400, 300)]:
+        for _ in range(300):
+            window = draw_window(height, width, random_numbers)
+            assert 0 <= window.top <= window.top + window.height <= 1 + 1e-9
+            assert 0 <= window.left <= window.left + window.width <= 1 + 1e-9
+            assert 0.35 - 1e-9 <= window.height * window.width <= 1 + 1e-9
+            ratio = window.width * width / (window.height * height)
+            assert 3 / 4 - 1e-9 <= ratio <= 4 / 3 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((100, 400), (0.0, 1 / 3, 1.0, 1 / 3)), ((400, 100), (1 / 3, 0.0, 1 / 3, 1.0))],
+)
+def test_where_no_window_fits_it_is_the_middle(shape, expected):
+    """Of 100 x 400, a third of the area cannot be had at 4 to 3; the widest window is 133 wide."""
+    assert draw_window(*shape, np.random.default_rng(0)) == pytest.approx(expected)
