@@ -109,7 +109,8 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(PRESETS)}."
+        near = [preset for preset in PRESETS if preset.startswith(name)] or near
+        hint = f"Did you mean {', '.join(near)}?" if near else f"Choose one of {', '.join(PRESETS)}."
         raise ConfigError(f"--preset {name}: no such preset. {hint}")
     preset = dict(PRESETS[name])
     if settings.get("weights") is not None:
