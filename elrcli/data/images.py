@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
 import cv2
@@ -24,6 +25,8 @@ IMAGE_SUFFIXES = frozenset({
 })
 # fmt: on
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+LARGEST_JPEG = 1 << 28  # bytes read at once; a larger file is decoded piece by piece
+STRIP = 4_194_304  # pixels whose colours are converted at once: some ways take 16 bytes for each
 MAX_ASPECT = 4  # a longer image loses its ends, so that memory stays bounded
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 ORIENTATION_TAG = 0x0112
@@ -128,6 +131,8 @@ def _decode(path: str | os.PathLike[str], scale: Callable[[int, int], float]) ->
     `scale(height, width)` of the upright image says what share of its pixels a side is needed.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise ImageProblem("not a regular file")  # opening a pipe might wait for ever
         # Pillow warns about large images, odd palettes and damaged metadata: none of it matters
         # where the pixels can be read, and all of it would land in the middle of a progress bar.
         with warnings.catch_warnings(), open(path, "rb") as file:
@@ -138,6 +143,8 @@ def _decode(path: str | os.PathLike[str], scale: Callable[[int, int], float]) ->
                     raise ImageProblem(
                         f"{width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million"
                     )
+                if image.format == "EPS":
+                    raise ImageProblem("EPS is a program, which is not run. Convert it to PNG")
                 if image.format in ("JPEG", "MPO"):
                     return _jpeg(image, file, scale)
                 image.load()  # turns TIFF files upright already
@@ -156,7 +163,7 @@ def _jpeg(image: Image.Image, file: IO[bytes], scale: Callable[[int, int], float
     width, height = image.size
     wanted = scale(width, height) if orientation in TURNED else scale(height, width)
     step = next(step for step in (8, 4, 2, 1) if step == 1 or step * wanted <= 1)
-    if image.mode in ("RGB", "L"):
+    if image.mode in ("RGB", "L") and os.fstat(file.fileno()).st_size <= LARGEST_JPEG:
         file.seek(0)
         data = file.read()
         # OpenCV gives the same pixels sooner. But not every version of it tells where a file
@@ -202,12 +209,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in DEEP_MODES:
         return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        flat = Image.new("RGB", image.size)
+        for box in _strips(*image.size):
+            flat.paste(_on_white(image.crop(box)), box)
+        return flat
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _strips(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes (left, top, right, bottom) of full width and few pixels."""
+    step = max(1, STRIP // width)
+    for top in range(0, height, step):
+        yield 0, top, width, min(top + step, height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
@@ -216,28 +237,37 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     16-bit files span 0..65535. The wider modes do not say their range, so the largest value
     tells: up to 1 (floats), up to 255, up to 65535, else smallest to largest.
     """
-    if values.dtype.itemsize == 2:
-        return _round(values / 257.0)
-    is_float = values.dtype.kind == "f"
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(values.max())
-    if is_float and top <= 1.0:
-        return _round(values * 255.0)
-    if top <= 255.0:
-        return _round(values)
+    height, width = values.shape
+    strips = [slice(top, bottom) for _, top, _, bottom in _strips(width, height)]
+    low, factor = 0.0, 1 / 257
+    if values.dtype.itemsize > 2:
+        low, factor = _range(values, strips)
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for strip in strips:
+        scaled = (_finite(values[strip]) - low) * factor
+        grey[strip] = np.clip(np.rint(scaled), 0, 255)
+    return grey
+
+
+def _range(values: np.ndarray, strips: list[slice]) -> tuple[float, float]:
+    """Return the value that becomes black, and how many of 255 steps a unit is worth."""
+    top = max(float(_finite(values[strip]).max()) for strip in strips)
+    if values.dtype.kind == "f" and top <= 1.0:
+        return 0.0, 255.0
     if top <= 65535.0:
-        return _round(values / 257.0)
-    low = float(values.min())
-    return _round((values - low) * (255.0 / (top - low)))
+        return 0.0, 1.0 if top <= 255.0 else 1 / 257
+    low = min(float(_finite(values[strip]).min()) for strip in strips)
+    return low, 255.0 / (top - low)
 
 
-def _round(values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _reason(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "the file does not exist"
+        is_link = os.path.islink(path)
+        return "a link that leads nowhere" if is_link else "the file does not exist"
     if isinstance(error, PermissionError):
         return "no permission to read the file"
     if isinstance(error, IsADirectoryError):
@@ -249,5 +279,7 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         is_empty = os.path.getsize(path) == 0
         return "the file is empty" if is_empty else "not an image in a format that Pillow reads"
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return f"cannot be read: {error.strerror}"
     detail = " ".join(str(error).split()) or type(error).__name__
     return f"damaged image: {detail[:120]}"
