@@ -6,6 +6,20 @@ The command line maps them to exit codes in one place, `elrcli.cli.app.main`.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey.
+
+    Control characters, marks that turn the reading direction and bytes that are not UTF-8 are
+    escaped, as in `\\x1b`.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def legible(name: str) -> str:
+    """Return a name for a message: printable, and cut where it is very long."""
+    return printable(name if len(name) <= 200 else f"{name[:200]}...")
+
+
 class ElrError(Exception):
     """Base of every error that `elr` reports in one line, without a traceback."""
 

@@ -6,8 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elrcli.data.manifest import Manifest, csv_rows, did_you_mean, legible
-from elrcli.errors import DataError
+from elrcli.data.manifest import (
+    MOST_PROBLEMS,
+    Manifest,
+    column_names,
+    csv_column,
+    csv_rows,
+    did_you_mean,
+    listed,
+)
+from elrcli.errors import DataError, legible
 
 DECISIONS = ("keep", "relabel", "remove", "unsure")
 DECISION_COLUMNS = ("path", "label", "decision", "new_label")
@@ -54,7 +62,7 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
                 f" {first.line}. Keep one of the two lines."
             )
     if bad:
-        raise DataError(listed(bad))
+        raise DataError(listed(bad, shown=SHOWN))
     return decisions
 
 
@@ -69,10 +77,7 @@ def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion
     for line, cells in _rows(csv_path, AUDIT_COLUMNS, bad):
         row = row_of.get(cells["path"])
         label = class_ids.get(cells["suggested"])
-        try:
-            probability = float(cells["error_probability"] or "nan")  # nan: not ranked
-        except ValueError:
-            probability = None
+        probability = _probability(cells["error_probability"])
         if row is None or label is None or probability is None:
             bad.append(f"{csv_path}:{line}: not of this run. Audit it again.")
         elif manifest.classes[manifest.labels[row]] != cells["label"]:
@@ -80,7 +85,7 @@ def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion
         else:
             suggestions[row] = Suggestion(label, probability)
     if bad:
-        raise DataError(listed(bad))
+        raise DataError(listed(bad, shown=SHOWN))
     return suggestions
 
 
@@ -93,17 +98,20 @@ def _rows(
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(
-            f"{csv_path}:1: no column '{missing[0]}'; there are: {legible(', '.join(header))}."
+            f"{csv_path}:1: no column '{missing[0]}'; there are: {column_names(header)}."
             f" The columns must be {','.join(columns)}."
         )
+    places = {name: csv_column(csv_path, header, name, "") for name in columns}
     for line, cells in lines:
+        if len(bad) == MOST_PROBLEMS:
+            return
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) > len(header):
             bad.append(f"{csv_path}:{line}: {len(cells)} cells, but the header has {len(header)}")
             continue
         cells += [""] * (len(header) - len(cells))
-        named = {name: cells[header.index(name)] for name in columns}
+        named = {name: cells[place] for name, place in places.items()}
         # Class names carry no space around them, but a file name may.
         yield line, {name: x if name == "path" else x.strip() for name, x in named.items()}
 
@@ -134,10 +142,14 @@ def _other_label(cells: Mapping[str, str], manifest: Manifest, row: int) -> str:
     given = manifest.classes[manifest.labels[row]]
     return (
         f"'{legible(cells['path'])}' has the label '{legible(cells['label'])}' here, but"
-        f" '{given}' in the run. Use the files that belong together."
+        f" '{legible(given)}' in the run. Use the files that belong together."
     )
 
 
-def listed(problems: Sequence[str]) -> str:
-    more = len(problems) - SHOWN
-    return "\n".join([*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
+def _probability(cell: str) -> float | None:
+    """Return a number from 0 to 1, NaN for an empty cell (not ranked), None for anything else."""
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return None
+    return value if not cell or 0.0 <= value <= 1.0 else None

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer, TrainingPlan
+from elrcli.errors import printable
 
 SECONDS_BETWEEN_LINES = 30.0  # without a terminal
 LEGEND = "prediction = label (agrees), ELR target = label (target), the same held out (val)"
@@ -283,8 +284,8 @@ def _left(seconds: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return text without bytes that no terminal can show."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Return lines that a terminal shows and does not obey."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _stderr() -> Console:

@@ -57,7 +57,7 @@ def _expand(
         lines = (line.rstrip("\r\n") for line in stdin)
         yield from (_named(line) for line in lines if line.strip())
     elif os.path.isdir(name):
-        for path in sorted(image_paths(name, "", ())):
+        for path in sorted(image_paths(name)):
             yield _named(os.path.join(name, path))
     elif os.path.exists(name):
         if name.lower().endswith(".csv"):

@@ -11,7 +11,9 @@ import difflib
 import io
 import os
 import re
+import stat
 import sys
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +23,14 @@ from typing import overload
 import numpy as np
 
 from elrcli.data.images import IMAGE_SUFFIXES
-from elrcli.errors import ConfigError, DataError
+from elrcli.errors import ConfigError, DataError, legible
 
 SPLITS = ("train", "val", "test")
 SPLIT_CODES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 DELIMITERS = ",;\t"
 SHOWN = 5  # bad rows, missing files, loose names that one message lists
+MOST_PROBLEMS = 1000  # bad rows after which a file is not read on
+LONGEST_HEADER = 1 << 20  # characters
 
 
 class StringTable(Sequence[str]):
@@ -190,7 +194,11 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
     labels, splits, truth = array("i"), array("b"), array("i")
 
     def paths(rows: Iterator[list[str]]) -> Iterator[str]:
+        last = ""
         for path, label, split, *true_label in rows:
+            if not is_inside(path) or path <= last:
+                raise ValueError(f"path {path!r}")
+            last = path
             labels.append(class_ids[label])
             splits.append(SPLITS.index(split))
             truth.extend(class_ids[name] for name in true_label)
@@ -221,6 +229,14 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
     )
 
 
+def is_inside(path: str) -> bool:
+    """Tell whether a path with forward slashes stays below the folder that it starts from."""
+    if os.sep != "/":
+        path = path.replace(os.sep, "/")
+    has_drive = bool(os.path.splitdrive(path)[0])
+    return not has_drive and {"", ".", ".."}.isdisjoint(path.split("/"))
+
+
 def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Sort key that puts '2' before '10'; odd parts are digits, so keys always compare."""
     parts: list[str | tuple[int, str]] = list(re.split(r"([0-9]+)", name))
@@ -244,7 +260,7 @@ def _scan_folder(folder: Path, classes: Sequence[str] | None) -> Manifest:
         before = len(paths)
         for class_folder in _subfolders(top):
             start = f"{prefix}/{class_folder}/" if prefix else f"{class_folder}/"
-            found = list(image_paths(os.path.join(top, class_folder), start, (_identity(top),)))
+            found = list(image_paths(os.path.join(top, class_folder), start, outside=top))
             paths += found
             names += [class_folder.strip()] * len(found)
         if len(paths) == before:
@@ -272,32 +288,49 @@ def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
 def _subfolders(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
 
 
-def image_paths(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def image_paths(folder: str, prefix: str = "", outside: str | None = None) -> Iterator[str]:
     """Yield `prefix` + path of every image below `folder`.
 
-    `above` identifies the folders on the way down: a link back to one of them is not followed.
+    Links are followed, but no folder is searched twice, and `outside` not at all. So loops end,
+    and so do folders that link to each other in ever more ways.
     """
-    here = _identity(folder)
-    if here in above:
-        return
+    seen = set() if outside is None else {_identity(outside)}
+    folders, links = [(folder, prefix)], list[tuple[str, str]]()
+    while folders or links:
+        if not folders:  # real folders first, so that no link takes the place of what it leads to
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        folder, prefix = folders.pop()
+        here = _identity(folder)
+        if here in seen:
+            continue
+        seen.add(here)
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
+        with entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    found = links if entry.is_symlink() else folders
+                    found.append((entry.path, f"{prefix}{name}/"))
+                elif is_image_name(name):
+                    yield prefix + name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        entries = os.scandir(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
-    with entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from image_paths(entry.path, f"{prefix}{name}/", (*above, here))
-            elif is_image_name(name):
-                yield prefix + name
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def is_image_name(name: str) -> bool:
@@ -305,14 +338,17 @@ def is_image_name(name: str) -> bool:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    info = os.stat(folder)
+    try:
+        info = os.stat(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
     return info.st_dev, info.st_ino
 
 
 def _nothing_found(folder: str) -> str:
     """Say what a folder without labelled images has instead."""
     with os.scandir(folder) as entries:
-        has_loose = any(is_image_name(e.name) and not e.is_dir() for e in entries)
+        has_loose = any(is_image_name(e.name) and not _is_folder(e) for e in entries)
     layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
     if has_loose:
         return f"{folder}: images but no class sub-folders with images. {layout}"
@@ -345,6 +381,7 @@ def _read_csv(
     bases = {base, os.path.realpath(base)}
     known = None if classes is None else set(classes)
     rows: dict[str, _Row] = {}
+    is_text: dict[str, bool] = {}  # of each label
     bad: list[str] = []
 
     lines = csv_rows(csv_path, path_column)
@@ -358,6 +395,8 @@ def _read_csv(
         truth_at = csv_column(csv_path, header, truth_column, "--truth-column")
 
     for line, cells in lines:
+        if len(bad) == MOST_PROBLEMS:
+            break
         if not any(cell.strip() for cell in cells):
             continue
         place = f"{csv_path}:{line}:"
@@ -370,6 +409,9 @@ def _read_csv(
         split_name = "" if split_at is None else cells[split_at].strip()
         split = SPLIT_CODES.get(split_name.lower() or "train")
         truth = None if truth_at is None else cells[truth_at].strip()
+        for name in (label, truth or label):
+            if name not in is_text:
+                is_text[name] = _is_text(name)
         path = _relative(cells[path_at], bases)
         if not cells[path_at].strip():
             problem = "no path"
@@ -377,6 +419,9 @@ def _read_csv(
             problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
         elif not label:
             problem = "no label"
+        elif not (is_text[label] and is_text[truth or label]):
+            wrong = label if not is_text[label] else truth or label
+            problem = f"'{legible(wrong)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
         elif known is not None and label not in known:
             problem = _unknown("class", label, known)
         elif split is None:
@@ -399,10 +444,13 @@ def _read_csv(
         raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
     missing = [p for p in rows if not os.path.exists(f"{base}/{p}")]
     if missing:
-        places = [f"{csv_path}:{rows[p].line}: no such file: {legible(p)}" for p in missing]
+        places = [
+            f"{csv_path}:{rows[p].line}: no such file: {legible(p)}{_near_file(base, p)}"
+            for p in missing[:SHOWN]
+        ]
         raise DataError(
             f"{csv_path}: {len(missing)} of {len(rows)} files do not exist under {base}."
-            f" Set --root to the folder that the paths start from.\n{listed(places)}"
+            " Set --root to the folder that the paths start from.\n" + listed(places, len(missing))
         )
     truths = None if truth_column is None else [row.truth or "" for row in rows.values()]
     return _build(
@@ -419,14 +467,17 @@ def _read_csv(
 def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line number, cells) of every row, the header first."""
     try:
+        is_file = stat.S_ISREG(os.stat(csv_path).st_mode)  # opening a pipe might wait for ever
+        if not is_file:
+            raise DataError(f"{csv_path}: not a regular file. Save the rows as a CSV file.")
         file = open(csv_path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115
     except OSError as error:
         raise DataError(f"{csv_path}: cannot be read ({error.strerror}).") from error
     with file:
-        first = file.readline()
+        first = file.readline(LONGEST_HEADER)
         if not first.strip():
             raise DataError(f"{csv_path}: no header line. Start with a line such as path,label.")
-        if "\0" in first:
+        if "\0" in first or len(first) == LONGEST_HEADER:
             raise DataError(f"{csv_path}: not a text file in UTF-8. Save it as CSV (UTF-8).")
         file.seek(0)
         reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
@@ -450,12 +501,19 @@ def _delimiter(header: str, path_column: str) -> str:
 
 
 def csv_column(csv_path: Path, header: list[str], name: str, option: str) -> int:
+    if header.count(name) > 1:
+        raise DataError(f"{csv_path}:1: column '{name}' is there twice. Rename one of them.")
     if name in header:
         return header.index(name)
     raise DataError(
-        f"{csv_path}:1: no column '{name}'; there are: {', '.join(header)}."
+        f"{csv_path}:1: no column '{name}'; there are: {column_names(header)}."
         f"{did_you_mean(name, header)} Name it with {option}."
     )
+
+
+def column_names(header: Sequence[str]) -> str:
+    """Return the columns of a file for a message."""
+    return legible(", ".join(header))
 
 
 def _relative(path: str, bases: set[str]) -> str | None:
@@ -467,38 +525,60 @@ def _relative(path: str, bases: set[str]) -> str | None:
                 return path[len(os.path.join(base, "")) :].replace(os.sep, "/")
         return None
     path = path.replace(os.sep, "/")
-    return None if path == ".." or path.startswith("../") else path
+    return path if is_inside(path) else None
+
+
+def _is_text(name: str) -> bool:
+    """Tell text from bytes that are not UTF-8 and from NUL, which a wrong encoding leaves."""
+    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
+
+
+def _near_file(base: str, path: str) -> str:
+    """Return a hint at a file whose name only looks different to the computer, or nothing."""
+    if os.path.exists(f"{base}/{path.replace(chr(92), '/')}"):
+        return " Write paths with forward slashes."
+    folder, _, name = path.rpartition("/")
+    try:
+        for other in os.listdir(os.path.join(base, folder)):
+            if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
+                return " Its name is there in another Unicode form: list the folder to get it."
+            if other.casefold() == name.casefold():
+                return f" Did you mean '{legible(other)}'?"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _conflict(path: str, first: _Row, row: _Row) -> str:
     if first.label != row.label:
-        what = f"label '{first.label}' on line {first.line} and '{row.label}' here"
+        given, other = legible(first.label), legible(row.label)
+        what = f"label '{given}' on line {first.line} and '{other}' here"
     elif first.split != row.split:
         what = f"split '{SPLITS[first.split]}' on line {first.line} and '{SPLITS[row.split]}' here"
     else:
-        what = f"true label '{first.truth}' on line {first.line} and '{row.truth}' here"
+        given, other = legible(first.truth or ""), legible(row.truth or "")
+        what = f"true label '{given}' on line {first.line} and '{other}' here"
     return f"'{legible(path)}' has {what}. Keep one of the two lines."
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
-    hint = did_you_mean(name, known) or f" Known: {', '.join(sorted(known)[:SHOWN])}."
+    hint = did_you_mean(name, known) or f" Known: {legible(', '.join(sorted(known)[:SHOWN]))}."
     return f"unknown {kind} '{legible(name)}'.{hint}"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = difflib.get_close_matches(name[:200], known[:2000], n=1)
+    return f" Did you mean '{legible(close[0])}'?" if close else ""
 
 
-def listed(problems: list[str]) -> str:
-    more = len(problems) - SHOWN
-    return "\n".join(problems[:SHOWN] + ([f"and {more} more"] if more > 0 else []))
-
-
-def legible(text: str) -> str:
-    """Return text that any terminal can print."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def listed(problems: Sequence[str], count: int | None = None, shown: int = SHOWN) -> str:
+    """Return the first problems, one a line, and how many there are beyond, of `count` in all."""
+    more = (len(problems) if count is None else count) - shown
+    if more <= 0:
+        return "\n".join(problems)
+    at_least = "at least " if len(problems) == MOST_PROBLEMS else ""
+    return "\n".join([*problems[:shown], f"and {at_least}{more} more"])
 
 
 # --- both ---
@@ -516,7 +596,7 @@ def _build(
     """Sort the rows by path and turn names into class ids."""
     present = set(names) | set(truths or ())
     for name in present:
-        if legible(name) != name:
+        if not _is_text(name):
             raise DataError(f"{place}: class '{legible(name)}' is not UTF-8 text. Rename it.")
     if classes is None:
         classes = sorted(present, key=natural_key)
