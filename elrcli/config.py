@@ -84,6 +84,14 @@ class TrainConfig:
     balanced: bool = setting(
         False, "Each epoch draws equally many training images of every class.", DATA
     )
+    max_unreadable: float = setting(
+        0.05,
+        "Largest share of training images that may be unreadable: the run ends as soon as an epoch"
+        " has met more, and more than one. 0 allows none.",
+        DATA,
+        low=0.0,
+        high=1.0,
+    )
 
     backbone: str = setting("resnet50", "Name of a timm model.", MODEL, short="-b")
     pretrained: bool = setting(True, "Start from pretrained weights.", MODEL)

@@ -27,6 +27,7 @@ GATE_EXIT_CODE = 3
 COLUMN_SETTINGS = ("root", "path_column", "label_column", "split_column")  # also of --data
 TRAINING_SETTINGS = (
     "val_fraction",
+    "max_unreadable",
     "backbone",
     "pretrained",
     "weights",

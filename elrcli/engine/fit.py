@@ -60,7 +60,7 @@ from elrcli.engine.metrics import (
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.schedules import Schedule, set_learning_rate
-from elrcli.errors import ConfigError, DataError, ModelError, RunError, TrainingError
+from elrcli.errors import ConfigError, DataError, ModelError, RunError, TrainingError, legible
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
 from elrcli.models import (
@@ -203,6 +203,14 @@ def resolve(
         image_size=prepared.image_size,
         workers=worker_count(config.workers),
     )
+
+
+def too_many_unreadable(unreadable: int, images: int, share: float) -> bool:
+    """Tell whether more than a `share` of the images cannot be read; one alone is never too many.
+
+    A share of 0 allows none at all.
+    """
+    return unreadable > share * images and (unreadable > 1 or share == 0.0)
 
 
 def automatic_lr(optimizer: str, batch_norm: bool) -> float:
@@ -395,8 +403,11 @@ class Training:
         done, total = 0, loader.images
         stage = f"epoch {self.epoch + 1}/{config.epochs}"
         has_gradient = False
+        unreadable = 0
         for number, batch in enumerate(totals.time_waiting(loader.epoch(self.epoch))):
             self.unreadable.update(dict(batch.unreadable))
+            unreadable += len(batch.unreadable)
+            self._check_readable(unreadable, total)
             done += self._count(batch)
             is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
             if len(batch.index) > 0:
@@ -427,6 +438,10 @@ class Training:
         if totals.images == 0:
             self._share_unreadable()
             raise DataError(self._nothing_readable())
+        if self.group.processes > 1:  # so far each has judged by its own images
+            self._share_unreadable()
+            found = self.group.sum(torch.tensor([unreadable]))
+            self._check_readable(int(found), total)
         if not bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all()):
             raise diverged("a weight is no longer a finite number")
         return totals
@@ -455,9 +470,23 @@ class Training:
         self.unreadable = {row: reason for part in found for row, reason in part.items()}
 
     def _nothing_readable(self) -> str:
+        return f"{self.manifest.root}: no training image can be read. {self._first_unreadable()}."
+
+    def _check_readable(self, unreadable: int, images: int) -> None:
+        """Raise DataError if that many `unreadable` training images of an epoch are too many."""
+        if not too_many_unreadable(unreadable, images, self.config.max_unreadable):
+            return
+        self._save_unreadable()
+        raise DataError(
+            f"{self.manifest.root}: {unreadable:,} or more of {images:,} training images cannot be"
+            f" read; --max-unreadable is {self.config.max_unreadable:g}."
+            f" {self._first_unreadable()}. Mend or remove what {self.run.unreadable_file} lists, or"
+            " allow more."
+        )
+
+    def _first_unreadable(self) -> str:
         row = next(row for row in self.manifest.rows("train").tolist() if row in self.unreadable)
-        place, reason = self.manifest.paths[row], self.unreadable[row]
-        return f"{self.manifest.root}: no training image can be read. {place}: {reason}."
+        return f"{legible(self.manifest.paths[row])}: {self.unreadable[row]}"
 
     def _optimizer_step(self) -> None:
         if self.config.clip_grad is not None:
@@ -545,6 +574,9 @@ class Training:
             return
         save_checkpoint(self.run.checkpoint_folder, self.epoch, state)
         write_text(self.run.metrics_file, csv_text(self.metrics, METRIC_COLUMNS))
+        self._save_unreadable()
+
+    def _save_unreadable(self) -> None:
         paths = self.manifest.paths
         rows = [
             {"path": paths[row], "reason": self.unreadable[row]} for row in sorted(self.unreadable)
