@@ -457,7 +457,7 @@ def _read_matrix(path: Path, classes: Sequence[str]) -> np.ndarray:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None
     matrix = []
     for number, cells in lines:
@@ -465,7 +465,8 @@ def _read_matrix(path: Path, classes: Sequence[str]) -> np.ndarray:
             row = [float(cell) for cell in cells]
         except ValueError:
             raise DataError(f"{path}:{number}: not numbers. Write {len(classes)} a line.") from None
-        if len(row) != len(classes) or min(row) < 0 or abs(sum(row) - 1) > 1e-6:
+        is_distribution = min(row) >= 0 and abs(sum(row) - 1) <= 1e-6  # neither holds for NaN
+        if len(row) != len(classes) or not is_distribution:
             raise DataError(
                 f"{path}:{number}: expected {len(classes)} probabilities that sum to 1,"
                 f" found {len(row)} numbers that sum to {sum(row):g}."

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import stat
 import tomllib
 import types
 import typing
@@ -28,6 +29,8 @@ DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
     "Images",
     "Machine",
 )
+
+LARGEST_FILE = 64 * 1024**2  # bytes of a TOML or JSON file: a million class names fit
 
 
 def setting(
@@ -337,7 +340,7 @@ def check_names(values: Mapping[str, Any], source: str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read settings from a TOML file: names as of options, `-` and `_` are equal."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(_small_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
@@ -352,7 +355,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold one object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_small_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -360,6 +363,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected one JSON object.")
     return content
+
+
+def _small_text(path: Path) -> str:
+    """Return the text of a file whose size is looked at first."""
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):  # opening a pipe might wait for ever
+        raise ConfigError(f"{path}: not a regular file.")
+    if info.st_size > LARGEST_FILE:
+        raise ConfigError(f"{path}: {info.st_size:,} bytes, too large for a file of settings.")
+    return path.read_text(encoding="utf-8")
 
 
 def setting_types() -> dict[str, type]:

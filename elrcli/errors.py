@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def is_text(name: str) -> bool:
+    """Tell text from bytes that are not UTF-8 and from NUL, which a wrong encoding leaves."""
+    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
+
+
 def legible(name: str) -> str:
     """Return a name for a message: printable, and cut where it is very long."""
     return printable(name if len(name) <= 200 else f"{name[:200]}...")

@@ -6,6 +6,7 @@ import difflib
 import socket
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -266,7 +267,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"{path}: not a readable state dict ({_first_line(error)}).") from None
     except Exception as error:  # pickle.UnpicklingError: weights_only refuses code
@@ -278,9 +282,43 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise ModelError(f"{path}: holds no state dict. Expected tensors by name.")
-    if not all(isinstance(value, Tensor) for value in content.values()):
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise ModelError(f"{path}: holds no state dict. Expected tensors by name.")
+    if not all(_is_plain(tensor) for tensor in content.values()):
+        raise ModelError(f"{path}: holds sparse, quantised or empty tensors. Save dense ones.")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file that unpacks to more than its own size; torch never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError):
+        return  # the format before zip files, or none
+    is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ModelError(f"{path}: refused, a compressed archive. Save it with torch.save.")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    )
+
+
+def check_classes(path: Path, classes: int) -> None:
+    """Raise ModelError unless a safetensors file has a tensor with one line per class.
+
+    It is asked before a head of so many classes takes memory.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable state dict ({_first_line(error)}).") from None
+    if not any(shape[:1] == [classes] for shape in shapes):
+        raise ModelError(f"{path}: weights do not fit {classes:,} classes. Restore the run folder.")
 
 
 def shrink_stem(network: nn.Module) -> None:

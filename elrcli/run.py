@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, read_manifest
-from elrcli.errors import ConfigError, DataError, RunError
+from elrcli.errors import ConfigError, DataError, RunError, is_text, legible
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,16 @@ class RunFolder:
         """TensorBoard events, with `--tensorboard`."""
         return self.path / "tensorboard"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders in a run."""
+        return (
+            self.checkpoint_folder,
+            self.audit_folder,
+            self.cache_folder,
+            self.tensorboard_folder,
+        )
+
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
         """Make an empty run folder; an existing one is replaced only with `overwrite`."""
@@ -111,13 +122,7 @@ class RunFolder:
 
     def _remove_files(self) -> None:
         """Remove what a run writes and nothing else; `config.json`, which marks a run, last."""
-        folders = (
-            self.checkpoint_folder,
-            self.audit_folder,
-            self.cache_folder,
-            self.tensorboard_folder,
-        )
-        for folder in folders:
+        for folder in self.folders:
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
         files = (
@@ -130,17 +135,23 @@ class RunFolder:
             self.classes_file,
             self.config_file,
         )
-        for file in (*folders, *files):
+        for file in (*self.folders, *files):
             file.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Return the run at `path`, or say why there is none."""
+        """Return the run at `path`, or say why there is none.
+
+        Folders in it that are links are refused: what is written there would land elsewhere.
+        """
         run = cls(path)
         if not path.is_dir():
             raise RunError(f"{path}: no such folder. Name a folder written by `elr train`.")
         if not run.config_file.is_file():
             raise RunError(f"{path}: holds no config.json. Name a folder written by `elr train`.")
+        for folder in run.folders:
+            if folder.is_symlink():
+                raise RunError(f"{folder}: a link. Put the folder itself in its place.")
         return run
 
     def config(self) -> dict[str, Any]:
@@ -168,6 +179,11 @@ class RunFolder:
             raise RunError(str(error)) from None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise RunError(f"{self.classes_file}: expected a list of names under 'classes'.")
+        for name, count in Counter(names).items():
+            if count > 1 or not is_text(name):
+                raise RunError(
+                    f"{self.classes_file}: class '{legible(name)}' is there twice or no text."
+                )
         return tuple(names)
 
     def manifest(self) -> Manifest:

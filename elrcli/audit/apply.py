@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import unicodedata
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
-from elrcli.data.manifest import SPLITS, Manifest
-from elrcli.errors import ConfigError, DataError
+from elrcli.data.manifest import SPLITS, Manifest, listed
+from elrcli.errors import ConfigError, DataError, legible
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
+UNFIT_FOR_WINDOWS = re.compile(
+    r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)',
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,8 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
     sources = [plan.manifest.file(int(row)) for row in plan.rows]
     missing = [str(source) for source in sources if not source.is_file()]
     if missing:
-        raise DataError("\n".join([f"{path}: no such file." for path in missing[:SHOWN]]))
+        problems = [f"{legible(path)}: no such file." for path in missing[:SHOWN]]
+        raise DataError(listed(problems, len(missing), shown=SHOWN))
     temporary = out.parent / f".{out.name[:40]}.{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir(parents=True)
@@ -177,12 +185,7 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
     """
     manifest = plan.manifest
     names = [manifest.classes[label] for label in np.unique(plan.labels)]
-    unsafe = [name for name in names if not _is_folder_name(name)]
-    if unsafe:
-        raise DataError(
-            f"class '{unsafe[0]}' cannot be the name of a folder. Write a CSV file instead:"
-            " --out corrected.csv"
-        )
+    _check_folder_names(names)
     targets = [""] * len(plan.rows)
     taken: set[str] = set()
     numbers: Counter[str] = Counter()
@@ -252,5 +255,24 @@ def _is_inside_classes(out: Path, manifest: Manifest) -> bool:
     )
 
 
-def _is_folder_name(name: str) -> bool:
-    return bool(name) and not name.startswith(".") and not any(c in name for c in "/\\\0")
+def _check_folder_names(names: Iterable[str]) -> None:
+    """Refuse classes that cannot be folders, or that some systems take for one and the same."""
+    remedy = "Write a CSV file instead: --out corrected.csv"
+    folders: dict[str, str] = {}
+    for name in names:
+        if not is_folder_name(name):
+            raise DataError(f"class '{legible(name)}' cannot be the name of a folder. {remedy}")
+        folded = unicodedata.normalize("NFC", name).casefold()
+        other = folders.setdefault(folded, name)
+        if other != name:
+            raise DataError(
+                f"classes '{legible(other)}' and '{legible(name)}' may be one folder: they differ"
+                f" only in case or Unicode form. {remedy}"
+            )
+
+
+def is_folder_name(name: str, *, windows: bool = os.name == "nt") -> bool:
+    """Tell whether a class can be a folder here that leads nowhere else."""
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        return False
+    return not (windows and UNFIT_FOR_WINDOWS.search(name))

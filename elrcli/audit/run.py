@@ -136,7 +136,9 @@ def audit_run(
     write_text(folder / "summary.json", json_text(result.summary))
     if report:
         observer.note("writing the review page")
-        curves = run.curves_file.read_text() if run.curves_file.is_file() else None
+        curves = None
+        if run.curves_file.is_file():
+            curves = run.curves_file.read_text(encoding="utf-8", errors="replace")
         page = render_report(result, manifest, curves_svg=curves, max_suspects=report_images)
         write_text(folder / "report.html", page)
     return result

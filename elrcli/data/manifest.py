@@ -23,7 +23,7 @@ from typing import overload
 import numpy as np
 
 from elrcli.data.images import IMAGE_SUFFIXES
-from elrcli.errors import ConfigError, DataError, legible
+from elrcli.errors import ConfigError, DataError, is_text, legible
 
 SPLITS = ("train", "val", "test")
 SPLIT_CODES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
@@ -205,6 +205,8 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
             yield path
 
     try:
+        if not csv_path.is_file() and csv_path.exists() and not csv_path.is_dir():
+            raise ValueError("not a regular file")  # opening a pipe might wait for ever
         with open(csv_path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader)
@@ -381,7 +383,7 @@ def _read_csv(
     bases = {base, os.path.realpath(base)}
     known = None if classes is None else set(classes)
     rows: dict[str, _Row] = {}
-    is_text: dict[str, bool] = {}  # of each label
+    seen: dict[str, bool] = {}  # whether a label is text
     bad: list[str] = []
 
     lines = csv_rows(csv_path, path_column)
@@ -410,8 +412,8 @@ def _read_csv(
         split = SPLIT_CODES.get(split_name.lower() or "train")
         truth = None if truth_at is None else cells[truth_at].strip()
         for name in (label, truth or label):
-            if name not in is_text:
-                is_text[name] = _is_text(name)
+            if name not in seen:
+                seen[name] = is_text(name)
         path = _relative(cells[path_at], bases)
         if not cells[path_at].strip():
             problem = "no path"
@@ -419,8 +421,8 @@ def _read_csv(
             problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
         elif not label:
             problem = "no label"
-        elif not (is_text[label] and is_text[truth or label]):
-            wrong = label if not is_text[label] else truth or label
+        elif not (seen[label] and seen[truth or label]):
+            wrong = label if not seen[label] else truth or label
             problem = f"'{legible(wrong)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
         elif known is not None and label not in known:
             problem = _unknown("class", label, known)
@@ -528,11 +530,6 @@ def _relative(path: str, bases: set[str]) -> str | None:
     return path if is_inside(path) else None
 
 
-def _is_text(name: str) -> bool:
-    """Tell text from bytes that are not UTF-8 and from NUL, which a wrong encoding leaves."""
-    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
-
-
 def _near_file(base: str, path: str) -> str:
     """Return a hint at a file whose name only looks different to the computer, or nothing."""
     if os.path.exists(f"{base}/{path.replace(chr(92), '/')}"):
@@ -574,10 +571,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def listed(problems: Sequence[str], count: int | None = None, shown: int = SHOWN) -> str:
     """Return the first problems, one a line, and how many there are beyond, of `count` in all."""
+    is_cut = count is None and len(problems) == MOST_PROBLEMS
     more = (len(problems) if count is None else count) - shown
     if more <= 0:
         return "\n".join(problems)
-    at_least = "at least " if len(problems) == MOST_PROBLEMS else ""
+    at_least = "at least " if is_cut else ""
     return "\n".join([*problems[:shown], f"and {at_least}{more} more"])
 
 
@@ -596,7 +594,7 @@ def _build(
     """Sort the rows by path and turn names into class ids."""
     present = set(names) | set(truths or ())
     for name in present:
-        if not _is_text(name):
+        if not is_text(name):
             raise DataError(f"{place}: class '{legible(name)}' is not UTF-8 text. Rename it.")
     if classes is None:
         classes = sorted(present, key=natural_key)

@@ -7,7 +7,7 @@ import hashlib
 import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -143,6 +143,8 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
     if None in (config.batch_size, config.lr, config.weight_decay, config.workers):
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()
+    state = load_checkpoint(run.checkpoint_folder)
+    _check_size(run, state, manifest, config.epochs)
     network = create_network(
         config.backbone,
         manifest.num_classes,
@@ -155,7 +157,6 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
     _check_sync_bn(config, network, runtime, group)
     prepared = stored_preprocessing(run)
     training = Training(config, manifest, run, network, runtime, prepared, group)
-    state = load_checkpoint(run.checkpoint_folder)
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -164,6 +165,21 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
             f"{run.checkpoint_folder}: does not fit the run ({problem}). Train again."
         ) from None
     return training.run_to_end(observer or Observer())
+
+
+def _check_size(run: RunFolder, state: Mapping[str, Any], manifest: Manifest, epochs: int) -> None:
+    """Raise RunError before tables are made for samples, classes and epochs of another run."""
+    try:
+        record = state["record"]
+        found = (*record["prob_sum"].shape, *record["given_prob"].shape)
+    except (KeyError, TypeError, AttributeError):
+        found = ()
+    samples = len(manifest)
+    if found != (samples, manifest.num_classes, samples, epochs):
+        raise RunError(
+            f"{run.checkpoint_folder}: does not fit the run ({samples:,} samples,"
+            f" {manifest.num_classes:,} classes, {epochs:,} epochs). Train again."
+        )
 
 
 def load_samples(config: TrainConfig) -> Manifest:

@@ -22,7 +22,7 @@ from elrcli.engine.features import Look, look_at_images
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.observer import Observer
 from elrcli.errors import RunError
-from elrcli.models import Preprocessing, create_network, load_weights
+from elrcli.models import Preprocessing, check_classes, create_network, load_weights
 from elrcli.run import RunFolder
 
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
@@ -60,6 +60,7 @@ class Predictor:
             )
         config, classes = run.train_config(), run.classes()
         runtime = choose_runtime(device, precision)
+        check_classes(run.model_file, len(classes))
         network = create_network(
             config.backbone,
             len(classes),

@@ -170,6 +170,7 @@ TRAINING_OPTIONS = [
     ("--label-column", "class", "label_column", "class"),
     ("--split-column", "part", "split_column", "part"),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--max-unreadable", "0.2", "max_unreadable", 0.2),
     ("--backbone", "resnet18", "backbone", "resnet18"),
     ("-b", "resnet18", "backbone", "resnet18"),
     ("--pretrained", None, "pretrained", True),

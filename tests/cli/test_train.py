@@ -18,6 +18,7 @@ TRAIN_OPTIONS = [
     ("--split-column", "part", "split_column", "part"),
     ("--truth-column", "true", "truth_column", "true"),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--max-unreadable", "0.2", "max_unreadable", 0.2),
     ("--balanced", None, "balanced", True),
     ("--no-balanced", None, "balanced", False),
     ("--backbone", "resnet18", "backbone", "resnet18"),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,7 +319,7 @@ def test_if_no_image_can_be_read_the_first_is_named(train, tmp_path):
     for path in (tmp_path / "data").rglob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"no training image can be read\. circle/000\d\.png: "):
-        train(data=tmp_path / "data")
+        train(data=tmp_path / "data", max_unreadable=1.0)
 
 
 def test_readable_validation_images_alone_are_not_enough(train, tmp_path):
@@ -327,7 +328,49 @@ def test_readable_validation_images_alone_are_not_enough(train, tmp_path):
     for path in (tmp_path / "data" / "train").rglob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"no training image can be read\. train/circle/"):
-        train(data=tmp_path / "data")
+        train(data=tmp_path / "data", max_unreadable=1.0)
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "images", "share", "too_many"),
+    [
+        (0, 100, 0.0, False),
+        (1, 100, 0.0, True),
+        (1, 4, 0.05, False),  # one alone is never too many
+        (2, 4, 0.05, True),
+        (5, 100, 0.05, False),
+        (6, 100, 0.05, True),
+        (100, 100, 1.0, False),
+    ],
+)
+def test_how_many_unreadable_images_are_too_many(unreadable, images, share, too_many):
+    assert module.too_many_unreadable(unreadable, images, share) is too_many
+
+
+def test_too_many_unreadable_images_end_the_run_and_are_listed(train, damaged, tmp_path):
+    bad = ["circle/0000.png", "square/0004.png", "triangle/0002.png"]
+    for name in bad:
+        (damaged / name).write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        train(data=damaged, val_fraction=0.0, max_unreadable=0.1)
+    assert "3 or more of 24 training images cannot be read; --max-unreadable is 0.1. " in str(
+        caught.value
+    )
+    lines = (tmp_path / "run" / "unreadable.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == bad
+    run = train("more", data=damaged, val_fraction=0.0, max_unreadable=0.125)  # 3 of 24
+    assert len(run.metrics()) == 2
+
+
+def test_after_the_images_are_mended_the_run_goes_on(train, damaged, tmp_path):
+    (damaged / "square" / "0001.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="2 or more of 24"):
+        train(data=damaged, val_fraction=0.0)
+    for number in (1, 4):
+        shutil.copy(damaged / "square" / "0007.png", damaged / "square" / f"000{number}.png")
+    run = resume(tmp_path / "run")
+    assert len(run.metrics()) == 2
+    assert run.unreadable_file.read_text() == "path,reason\n"
 
 
 # --- the same again ---
