@@ -482,9 +482,9 @@ def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]
         if "\0" in first or len(first) == LONGEST_HEADER:
             raise DataError(f"{csv_path}: not a text file in UTF-8. Save it as CSV (UTF-8).")
         file.seek(0)
-        reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
         line = 1
         try:
+            reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
             for cells in reader:
                 yield line, cells
                 line = reader.line_num + 1

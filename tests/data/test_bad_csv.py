@@ -69,6 +69,11 @@ def test_a_very_long_cell_is_refused_by_line(data):
     assert "3: not valid CSV: field larger than field limit" in problem_of(path)
 
 
+def test_a_very_long_header_is_refused(data):
+    problem = problem_of(write(data, f"path,{'x' * 200_000}\na.png,x\n"))
+    assert problem.startswith("1: not valid CSV: field larger than field limit")
+
+
 def test_a_long_name_does_not_fill_the_screen(data):
     path = write(data, f"path,label\na.png,x\n{'y' * 100_000}.png,y\n")
     assert len(problem_of(path)) < 1000

@@ -184,6 +184,15 @@ def test_large_pictures_are_converted_in_strips_with_the_same_pixels(tmp_path, m
         np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
 
 
+def test_a_jpeg_file_of_many_gigabytes_is_not_read_at_once(tmp_path):
+    picture = Image.linear_gradient("L").convert("RGB")
+    for name in ("plain.jpg", "large.jpg"):
+        picture.save(tmp_path / name)
+    os.truncate(tmp_path / "large.jpg", 1 << 36)  # a hole: it takes no room on the disk
+    plain, large = (read_image(tmp_path / f"{name}.jpg", 64) for name in ("plain", "large"))
+    assert np.abs(plain.astype(int) - large).max() <= 3  # another decoder
+
+
 def test_programs_are_never_run(tmp_path, monkeypatch):
     """Pillow hands EPS files to Ghostscript where that is installed, whatever their suffix."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("was run"))

@@ -18,6 +18,7 @@ from elrcli.audit import audit_run
 from elrcli.audit.quick import run_for_audit
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import load_data
+from elrcli.data.shares import deal_rows
 from elrcli.engine import distributed
 from elrcli.engine import fit as fit_module
 from elrcli.engine.checkpoints import load_checkpoint
@@ -323,11 +324,24 @@ def test_unreadable_images_of_all_are_named(photos, tmp_path):
     damaged = sorted(photos.rglob("*.png"))[:9]
     for path in damaged:
         path.write_bytes(b"no image")
-    run = trained_by(2, photos, tmp_path / "run", batch_size=2)
+    run = trained_by(2, photos, tmp_path / "run", batch_size=2, max_unreadable=1.0)
     with run.unreadable_file.open() as file:
         named = [row["path"] for row in csv.DictReader(file)]
     assert named == [path.relative_to(photos).as_posix() for path in damaged]
     assert sorted(state_of(run)["record"]["visits"].tolist()) == [0] * 9 + [2] * 14
+
+
+def test_unreadable_images_are_counted_over_all_processes(photos, tmp_path):
+    manifest = load_data(photos)
+    owner = deal_rows(manifest.labels, manifest.splits, 2, 0)
+    for rank in range(2):  # for each process alone, one is never too many
+        manifest.file(int(np.flatnonzero(owner == rank)[0])).write_bytes(b"no image")
+    out = tmp_path / "run"
+    results = together(lambda rank: train(photos, out, val_fraction=0.0), 2)
+    assert {failure.kind for failure in results} == {"DataError", "EndedByAnother"}
+    problem = next(failure.message for failure in results if failure.kind == "DataError")
+    assert "2 or more of 23 training images cannot be read; --max-unreadable is 0.05." in problem
+    assert len(RunFolder(out).unreadable_file.read_text().splitlines()) == 3
 
 
 def test_the_first_process_alone_writes_and_is_watched(photos, tmp_path):
