@@ -1,0 +1,67 @@
+"""Figure 1 of the paper on scikit-learn's digits: what becomes of right and of wrong labels.
+
+    python bench/memorisation.py --out docs/images/memorisation.svg
+
+Trains the same small network from scratch with cross-entropy and with ELR on digits of which 40%
+of the labels were redrawn, long enough and without augmentation, so that cross-entropy memorises.
+All other settings are the defaults. Prints the shares after the last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import sets
+import torch
+from matplotlib.figure import Figure
+
+from elrcli.config import TrainConfig
+from elrcli.engine.fit import fit
+from elrcli.plots import svg, truth_panel
+
+NAMES = {"ce": "Cross-entropy", "elr": "ELR"}
+COLUMNS = ("clean_right", "wrong_right", "wrong_memorised", "wrong_other", "test_accuracy_true")
+
+
+def main() -> None:
+    """Train both, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="SVG file to write")
+    parser.add_argument("--noise", default="sym40")
+    parser.add_argument("--backbone", default="test_resnet")
+    parser.add_argument("--epochs", type=int, default=30)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    figure = Figure(figsize=(10.0, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharey=True)
+    print("| |", " | ".join(COLUMNS), "|\n|---|" + "---|" * len(COLUMNS))
+    with tempfile.TemporaryDirectory() as folder:
+        digits = sets.digits(Path(folder) / "digits.csv", args.noise)
+        training = {
+            "backbone": args.backbone,
+            "pretrained": False,
+            "small_input": False,
+            "augment": "none",
+            "epochs": args.epochs,
+            "cache": "ram",
+            "workers": 0,
+            "truth_column": "true_label",
+        }
+        for column, method in enumerate(NAMES):
+            config = TrainConfig(
+                **{"data": digits.csv, **digits.settings, **training, "method": method}
+            )
+            metrics = fit(config, Path(folder) / method, for_audit=False).metrics()
+            cells = [f"{metrics[-1][name]:.1%}" for name in COLUMNS]
+            print(f"| {NAMES[method]} |", " | ".join(cells), "|", flush=True)
+            for row, kind in enumerate(("clean", "wrong")):
+                panel = axes[row, column]
+                truth_panel(panel, metrics, kind)
+                panel.set_title(f"{NAMES[method]}: {panel.get_title('left').lower()}", loc="left")
+    args.out.write_text(svg(figure))
+
+
+if __name__ == "__main__":
+    main()

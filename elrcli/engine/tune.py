@@ -1,0 +1,363 @@
+"""A short search over lambda, beta and learning rate: short runs for all, longer ones for the best.
+
+The criterion is the share of validation images whose given label is predicted, at the end of a
+run. Every run has the whole learning-rate schedule, squeezed into its epochs, and the same
+validation rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from elrcli.config import TrainConfig, read_json_object
+from elrcli.data.manifest import manifest_text
+from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
+from elrcli.engine.observer import Observer
+from elrcli.errors import ConfigError, DataError, RunError, TrainingError
+from elrcli.models import create_network, has_batch_norm
+from elrcli.run import RunFolder, csv_text, json_text, write_text
+
+LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
+LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate
+SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: all settings, and the best quarter of them
+PLACES = 1 / 4
+MIN_EPOCHS = 2  # one epoch has no targets to speak of
+MACHINE_SETTINGS = ("cache", "device", "workers", "compile")  # a search may go on with others
+
+
+class Candidate(NamedTuple):
+    """One setting of the grid."""
+
+    lam: float
+    beta: float
+    lr: float
+
+    def __str__(self) -> str:
+        return f"lambda {self.lam:g}, beta {self.beta:g}, lr {self.lr:g}"
+
+    def distance(self, other: Candidate) -> float:
+        """Return how far two settings are apart, in factors: symmetric, 0 for equal ones.
+
+        beta counts by `1 - beta`, the share of the newest prediction; lambda by `1 + lambda`.
+        """
+        return (
+            abs(math.log((1 + self.lam) / (1 + other.lam)))
+            + abs(math.log((1 - self.beta) / (1 - other.beta)))
+            + abs(math.log(self.lr / other.lr))
+        )
+
+
+class Trial(NamedTuple):
+    """One run of the search."""
+
+    candidate: Candidate
+    epochs: int
+    agreement: float | None  # share of validation labels predicted; None where training failed
+
+
+class Choice(NamedTuple):
+    """What the one-standard-error rule takes, and from what."""
+
+    pick: Candidate
+    best: Candidate
+    standard_error: float  # of the best one's agreement, as a share
+    within: int  # candidates within it, the best one among them
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The outcome of a search."""
+
+    folder: Path
+    config: TrainConfig  # the whole training with the pick
+    trials: list[Trial]  # in the order of the grid, short runs first
+    choice: Choice
+    val_images: int
+    cost: float  # epochs trained, as a share of all candidates' whole trainings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the config as plain values for JSON."""
+        return {
+            "folder": str(self.folder),
+            "pick": _plain(self.choice.pick),
+            "best": _plain(self.choice.best),
+            "standard_error": self.choice.standard_error,
+            "within": self.choice.within,
+            "val_images": self.val_images,
+            "cost": self.cost,
+            "trials": [_row(trial) for trial in self.trials],
+        }
+
+
+def tune(
+    config: TrainConfig,
+    out: Path | None = None,
+    *,
+    lambdas: Sequence[float] = LAMBDAS,
+    betas: Sequence[float] = BETAS,
+    lrs: Sequence[float] | None = None,
+    trials: int | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> TuneResult:
+    """Search the grid of `lambdas`, `betas` and `lrs` for the training that `config` describes.
+
+    `lrs` defaults to LR_FACTORS times the automatic rate. With more than `trials` settings, that
+    many are drawn. `out` defaults to `runs/<data>-tune-<time>`; a search that is there already goes
+    on. Raises ConfigError, DataError, RunError or TrainingError; Interrupted after a signal, with
+    the trial saved.
+    """
+    observer = observer or Observer()
+    if config.method == "ce":
+        raise ConfigError("--method ce: has no lambda and no beta to search.")
+    default_lr = _default_lr(config)
+    default = Candidate(TrainConfig.lam, TrainConfig.beta, default_lr)
+    if lrs is None:
+        lrs = [float(f"{factor * default_lr:.3g}") for factor in LR_FACTORS]
+    candidates = draw_candidates(_grid(config, lambdas, betas, lrs), default, trials, config.seed)
+    manifest = load_samples(config)
+    val_images = len(manifest.rows("val"))
+    if val_images == 0:
+        raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
+    folder = out or default_folder(config.data)
+    samples = hashlib.sha256((str(manifest.root) + manifest_text(manifest)).encode()).hexdigest()
+    _claim(folder, _description(config, candidates, samples), overwrite=overwrite)
+
+    rungs = plan_rungs(len(candidates), config.epochs)
+    epochs_planned = sum(rung.epochs * rung.places for rung in rungs)
+    cost = epochs_planned / (config.epochs * len(candidates))
+    observer.note(
+        f"{folder}: {sum(rung.places for rung in rungs)} runs of {epochs_planned} epochs in all,"
+        f" as long as {epochs_planned / config.epochs:.1f} whole trainings"
+    )
+    done: list[Trial] = []
+    entered = candidates
+    for rung in rungs:
+        finished: list[Trial] = []
+        entered = entered[: rung.places]
+        for number, candidate in enumerate(entered, 1):
+            title = f"{number} of {len(entered)}"
+            trial = _run_trial(config, candidate, rung.epochs, folder, title, observer)
+            finished.append(trial)
+            write_text(folder / "trials.csv", _table(done + finished))
+        done += finished
+        scores = {t.candidate: t.agreement for t in finished if t.agreement is not None}
+        if not scores:
+            raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
+        entered = advance(scores, default, val_images)
+    choice = choose(scores, default, val_images)
+    return TuneResult(
+        folder=folder,
+        config=config.replace(**choice.pick._asdict()),
+        trials=done,
+        choice=choice,
+        val_images=val_images,
+        cost=cost,
+    )
+
+
+class Rung(NamedTuple):
+    """Runs of one length."""
+
+    epochs: int
+    places: int
+
+
+def plan_rungs(candidates: int, epochs: int) -> list[Rung]:
+    """Return what is trained: a quarter of the grid's cost from 8 candidates and 16 epochs on.
+
+    Where few candidates or epochs leave nothing to halve, all go through the longer runs.
+    """
+    places = max(2, round(PLACES * candidates))
+    short, long = (max(MIN_EPOCHS, round(share * epochs)) for share in (SHORT, LONG))
+    if places >= candidates or short >= long:
+        return [Rung(min(long, epochs), candidates)]
+    return [Rung(short, candidates), Rung(long, places)]
+
+
+def choose(scores: Mapping[Candidate, float], default: Candidate, images: int) -> Choice:
+    """Return the candidate nearest to `default` within one standard error of the best.
+
+    `scores` are shares of `images` validation labels predicted. The error is the binomial one of
+    the best share with two hits and two misses added (Agresti and Coull 1998), so never 0.
+    """
+    best = max(scores, key=lambda candidate: (scores[candidate], -candidate.distance(default)))
+    share = (scores[best] * images + 2) / (images + 4)
+    error = math.sqrt(share * (1 - share) / (images + 4))
+    within = [candidate for candidate in scores if scores[candidate] >= scores[best] - error]
+    pick = min(within, key=lambda candidate: (candidate.distance(default), -scores[candidate]))
+    return Choice(pick, best, error, len(within))
+
+
+def advance(scores: Mapping[Candidate, float], default: Candidate, images: int) -> list[Candidate]:
+    """Return all candidates in the order in which they enter the longer runs.
+
+    One of each lambda comes first: what lambda does shows only when the network begins to
+    memorise, which a short run does not reach.
+    """
+    left, ranked = dict(scores), []
+    while left:
+        ranked.append(choose(left, default, images).pick)
+        del left[ranked[-1]]
+    leaders = [c for place, c in enumerate(ranked) if c.lam not in {r.lam for r in ranked[:place]}]
+    return leaders + [candidate for candidate in ranked if candidate not in leaders]
+
+
+def draw_candidates(
+    grid: Sequence[Candidate], default: Candidate, limit: int | None, seed: int
+) -> list[Candidate]:
+    """Return the grid, or `limit` settings of it: the nearest to `default` and a seeded draw."""
+    if limit is None or limit >= len(grid):
+        return list(grid)
+    nearest = min(grid, key=default.distance)
+    others = [candidate for candidate in grid if candidate != nearest]
+    drawn = np.random.default_rng(seed).permutation(len(others))[: limit - 1]
+    kept = {nearest, *(others[place] for place in drawn)}
+    return [candidate for candidate in grid if candidate in kept]
+
+
+def shortened(config: TrainConfig, epochs: int) -> TrainConfig:
+    """Return `config` with its schedule squeezed into `epochs`."""
+    share = epochs / config.epochs
+    return config.replace(
+        epochs=epochs,
+        warmup=config.warmup * share,
+        milestones=tuple(m if m < 1 else max(1.0, m * share) for m in config.milestones),
+        restart_epochs=max(0.1, config.restart_epochs * share),
+    )
+
+
+def default_folder(data: Path) -> Path:
+    """Return where a search goes that is not told where."""
+    return Path("runs") / f"{data.absolute().stem}-tune-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _grid(
+    config: TrainConfig, lambdas: Sequence[float], betas: Sequence[float], lrs: Sequence[float]
+) -> list[Candidate]:
+    """Return all combinations, each of them a setting that can be trained with."""
+    grid = list(dict.fromkeys(Candidate(*each) for each in itertools.product(lambdas, betas, lrs)))
+    for candidate in grid:
+        config.replace(**candidate._asdict())
+    if min(lrs, default=0.0) <= 0:
+        raise ConfigError("--lrs: needs learning rates above 0.")
+    if len(grid) < 2:
+        raise ConfigError("one setting is no choice. Name several --lambdas, --betas or --lrs.")
+    return grid
+
+
+def _default_lr(config: TrainConfig) -> float:
+    network = create_network(
+        config.backbone, 2, small_input=config.small_input, image_size=config.image_size
+    )
+    return automatic_lr(config.optimizer, has_batch_norm(network))
+
+
+def _description(
+    config: TrainConfig, candidates: Sequence[Candidate], samples: str
+) -> dict[str, Any]:
+    """Return what must be equal for a search to go on."""
+    chosen = (*Candidate._fields, *MACHINE_SETTINGS)
+    settings = {k: v for k, v in config.to_dict().items() if k not in chosen}
+    return {
+        "settings": settings | {"data": str(config.data.absolute())},
+        "candidates": [_plain(candidate) for candidate in candidates],
+        "samples": samples,
+    }
+
+
+def _claim(folder: Path, description: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make the folder of a search, or take up the one that is there."""
+    file = folder / "tune.json"
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file. Choose another --out.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not file.is_file():
+            raise RunError(f"{folder}: not empty and not a search. Choose another --out.")
+        if not overwrite:
+            _check_same(file, description)
+            return
+        shutil.rmtree(folder / "trials", ignore_errors=True)
+    write_text(file, json_text(description))
+
+
+def _check_same(file: Path, description: Mapping[str, Any]) -> None:
+    try:
+        found = read_json_object(file)
+    except ConfigError as error:
+        raise RunError(str(error)) from None
+    for part, text in (
+        ("settings", "has other settings"),
+        ("candidates", "has another grid"),
+        ("samples", "was made on other data, or the data has changed"),
+    ):
+        if found.get(part) != json.loads(json.dumps(description[part])):
+            raise RunError(f"{file.parent}: {text}. Add --overwrite, or choose another --out.")
+
+
+def _run_trial(
+    config: TrainConfig,
+    candidate: Candidate,
+    epochs: int,
+    folder: Path,
+    title: str,
+    observer: Observer,
+) -> Trial:
+    """Train one candidate, go on where it stopped, or read what it reached."""
+    name = f"{epochs}-epochs-{candidate}".replace(", ", "-").replace(" ", "-")
+    run = RunFolder(folder / "trials" / name)
+    metrics = run.metrics()
+    if len(metrics) < epochs:
+        watcher = _TrialObserver(observer, f"run {title}")
+        try:
+            if run.is_run() and run.checkpoint_folder.is_dir():
+                resume(run.path, observer=watcher, for_audit=False)
+            else:
+                shutil.rmtree(run.path, ignore_errors=True)
+                settings = shortened(config, epochs).replace(**candidate._asdict())
+                fit(settings, run.path, observer=watcher, for_audit=False)
+        except TrainingError as error:
+            observer.note(f"{candidate}: {error}")
+            return Trial(candidate, epochs, None)
+        metrics = run.metrics()
+    run.remove_state()
+    agreement = metrics[-1]["val_agreement"]
+    if agreement is None:
+        raise DataError(f"{config.data}: no validation image can be read.")
+    observer.note(f"{title}: {candidate}, {epochs} epochs: {agreement:.1%}")
+    return Trial(candidate, epochs, agreement)
+
+
+@dataclass(frozen=True)
+class _TrialObserver(Observer):
+    """Passes the progress of one run on, under its number."""
+
+    observer: Observer
+    title: str
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        self.observer.progress(f"{self.title}, {stage}", done, total)
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return _plain(trial.candidate) | {"epochs": trial.epochs, "val_agreement": trial.agreement}
+
+
+def _plain(candidate: Candidate) -> dict[str, float]:
+    return {"lambda": candidate.lam, "beta": candidate.beta, "lr": candidate.lr}
+
+
+def _table(trials: Sequence[Trial]) -> str:
+    columns = ("lambda", "beta", "lr", "epochs", "val_agreement")
+    return csv_text([_row(trial) for trial in trials], columns)
