@@ -59,7 +59,7 @@ def truth_panel(axes: Axes, metrics: Rows, kind: str) -> None:
     ):
         name = f"{kind}_{part}"
         values = [row[name] for row in metrics if row.get(name) is not None]
-        _draw(axes, metrics, name, f"{label}, {values[-1]:.0%} at last" if values else "", colour)
+        _draw(axes, metrics, name, f"{label}, {values[-1]:.0%} at the end" if values else "", colour)
     title = {"clean": "Correctly labelled", "wrong": "Wrongly labelled"}[kind]
     finish(axes, f"{title} training images", percent=True)
 

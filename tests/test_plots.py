@@ -37,8 +37,8 @@ def test_true_labels_add_the_memorisation_panels():
     found = texts(curves_svg([{**ROW, **TRUTH, "val_accuracy_true": 0.8}]))
     for title in ("Correctly labelled training images", "Wrongly labelled training images"):
         assert title in found
-    assert [text for text in found if "memorised" in text] == ["memorised, 20% at last"]
-    assert "predicted right, 90% at last" in found
+    assert [text for text in found if "memorised" in text] == ["memorised, 20% at the end"]
+    assert "predicted right, 90% at the end" in found
     assert "Accuracy against the true labels" in found
 
 
