@@ -26,6 +26,18 @@ NAMES = {"ce": "Cross-entropy", "elr": "ELR"}
 COLUMNS = ("clean_right", "wrong_right", "wrong_memorised", "wrong_other", "test_accuracy_true")
 
 
+def figure(metrics: dict[str, list[dict[str, float | None]]]) -> Figure:
+    """Return right and wrong labels below each other, the methods side by side."""
+    whole = Figure(figsize=(10.0, 6.4), layout="constrained")
+    axes = whole.subplots(2, len(metrics), sharey=True)
+    for column, (method, rows) in enumerate(metrics.items()):
+        for panel, kind in zip(axes[:, column], ("clean", "wrong"), strict=True):
+            truth_panel(panel, rows, kind)
+            title = f"{NAMES[method]}, {panel.get_title('left').lower()}"
+            panel.set_title(title, fontsize=11, loc="left", pad=24)
+    return whole
+
+
 def main() -> None:
     """Train both, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,9 +47,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    figure = Figure(figsize=(10.0, 6.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharey=True)
     print("| |", " | ".join(COLUMNS), "|\n|---|" + "---|" * len(COLUMNS))
+    metrics = {}
     with tempfile.TemporaryDirectory() as folder:
         digits = sets.digits(Path(folder) / "digits.csv", args.noise)
         training = {
@@ -51,18 +62,13 @@ def main() -> None:
             "workers": 0,
             "truth_column": "true_label",
         }
-        for column, method in enumerate(NAMES):
-            config = TrainConfig(
-                **{"data": digits.csv, **digits.settings, **training, "method": method}
-            )
-            metrics = fit(config, Path(folder) / method, for_audit=False).metrics()
-            cells = [f"{metrics[-1][name]:.1%}" for name in COLUMNS]
+        for method in NAMES:
+            settings = {"data": digits.csv, **digits.settings, **training, "method": method}
+            run = fit(TrainConfig(**settings), Path(folder) / method, for_audit=False)
+            metrics[method] = run.metrics()
+            cells = [f"{metrics[method][-1][name]:.1%}" for name in COLUMNS]
             print(f"| {NAMES[method]} |", " | ".join(cells), "|", flush=True)
-            for row, kind in enumerate(("clean", "wrong")):
-                panel = axes[row, column]
-                truth_panel(panel, metrics, kind)
-                panel.set_title(f"{NAMES[method]}: {panel.get_title('left').lower()}", loc="left")
-    args.out.write_text(svg(figure))
+    args.out.write_text(svg(figure(metrics)))
 
 
 if __name__ == "__main__":

@@ -51,23 +51,26 @@ def _change_panel(axes: Axes, metrics: Rows) -> None:
 
 
 def truth_panel(axes: Axes, metrics: Rows, kind: str) -> None:
-    """Draw what becomes of the `clean` or the `wrong` labels: Figure 1 of the paper."""
+    """Draw what becomes of the `clean` or the `wrong` labels: Figure 1 of the paper.
+
+    The legend has the shares of the last epoch.
+    """
     for part, label, colour in (
-        ("right", "predicted right", GREEN),
+        ("right", "right", GREEN),
         ("memorised", "memorised", RED),
-        ("other", "predicted otherwise", GREY),
+        ("other", "otherwise", GREY),
     ):
         name = f"{kind}_{part}"
         values = [row[name] for row in metrics if row.get(name) is not None]
-        _draw(axes, metrics, name, f"{label}, {values[-1]:.0%} at the end" if values else "", colour)
+        _draw(axes, metrics, name, f"{label} {values[-1]:.0%}" if values else "", colour)
     title = {"clean": "Correctly labelled", "wrong": "Wrongly labelled"}[kind]
-    finish(axes, f"{title} training images", percent=True)
+    finish(axes, f"{title} images: predictions", percent=True, legend_above=True)
 
 
 def _accuracy_panel(axes: Axes, metrics: Rows) -> None:
     _draw(axes, metrics, "val_accuracy_true", "validation", GREEN)
     _draw(axes, metrics, "test_accuracy_true", "test", BLUE)
-    finish(axes, "Accuracy against the true labels", percent=True)
+    finish(axes, "Accuracy against the true labels", percent=True, legend_above=True)
 
 
 def _draw(axes: Axes, metrics: Rows, name: str, label: str, colour: str, style: str = "-") -> None:
@@ -78,9 +81,12 @@ def _draw(axes: Axes, metrics: Rows, name: str, label: str, colour: str, style: 
         axes.plot(epochs, values, style, color=colour, label=label, marker=marker, markersize=4)
 
 
-def finish(axes: Axes, title: str, *, percent: bool) -> None:
-    """Give a panel over epochs its title, axes, grid and legend."""
-    axes.set_title(title, fontsize=11, loc="left")
+def finish(axes: Axes, title: str, *, percent: bool, legend_above: bool = False) -> None:
+    """Give a panel over epochs its title, axes, grid and legend.
+
+    `legend_above` puts the legend under the title, where no line can cross it.
+    """
+    axes.set_title(title, fontsize=11, loc="left", pad=24 if legend_above else None)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, color="#e3e5e8", linewidth=0.8)
@@ -88,7 +94,21 @@ def finish(axes: Axes, title: str, *, percent: bool) -> None:
     if percent:
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if axes.get_legend_handles_labels()[0]:
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    if legend_above:
+        axes.legend(
+            frameon=False,
+            fontsize=9,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.98),
+            ncols=3,
+            handlelength=1.2,
+            handletextpad=0.5,
+            columnspacing=1.0,
+            borderpad=0.2,
+        )
+    else:
         axes.legend(frameon=False, fontsize=9)
 
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 SEARCH = "Search"
 NOT_PASSED_ON = ("data", *TUNED_SETTINGS, "tensorboard")
 PASSED_ON = [
-    spec.name for spec in dataclasses.fields(TrainConfig) if spec.name not in NOT_PASSED_ON
+    spec.name
+    for spec in dataclasses.fields(TrainConfig)
+    if spec.name not in NOT_PASSED_ON and not spec.metadata.get("only")  # methods without lambda
 ]
 
 
@@ -62,8 +64,8 @@ def tune(
         int | None,
         typer.Option(
             "--trials",
-            min=2,
-            help="Draw that many settings of the grid.",
+            min=1,
+            help="Draw that many pairs of lambda and beta.",
             rich_help_panel=SEARCH,
             show_default="all",
         ),
@@ -88,7 +90,7 @@ def tune(
     """Search lambda, beta and learning rate with short runs.
 
     Prints a table, a pick and the command that trains with it. --epochs is the length of that
-    training: the search runs all settings for an eighth of it and the best for a half.
+    training. Runs of an eighth of it choose the learning rate, longer ones lambda and beta.
     """
     from elrcli import api
     from elrcli.cli import console

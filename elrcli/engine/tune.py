@@ -1,8 +1,9 @@
-"""A short search over lambda, beta and learning rate: short runs for all, longer ones for the best.
+"""A short search over lambda, beta and learning rate.
 
-The criterion is the share of validation images whose given label is predicted, at the end of a
-run. Every run has the whole learning-rate schedule, squeezed into its epochs, and the same
-validation rows.
+Short runs choose the learning rate, longer ones lambda and beta at that rate: what these two do
+shows only once a network begins to memorise. The criterion is the share of validation images
+whose given label is predicted, at the end of a run. Every run has the whole learning-rate
+schedule, squeezed into its epochs, and the same validation rows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elrcli.config import TrainConfig, read_json_object
-from elrcli.data.manifest import manifest_text
+from elrcli.data.manifest import Manifest, manifest_text
 from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, RunError, TrainingError
@@ -30,8 +31,8 @@ from elrcli.run import RunFolder, csv_text, json_text, write_text
 
 LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
 LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate
-SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: all settings, and the best quarter of them
-PLACES = 1 / 4
+COST = 1 / 4  # of what the whole grid would take
+SHORT, LONG = 1 / 8, 1 / 3  # of the epochs: the runs for the rate, and the least for the others
 MIN_EPOCHS = 2  # one epoch has no targets to speak of
 MACHINE_SETTINGS = ("cache", "device", "workers", "compile")  # a search may go on with others
 
@@ -81,10 +82,10 @@ class TuneResult:
 
     folder: Path
     config: TrainConfig  # the whole training with the pick
-    trials: list[Trial]  # in the order of the grid, short runs first
+    trials: list[Trial]  # in the order of training, short runs first
     choice: Choice
     val_images: int
-    cost: float  # epochs trained, as a share of all candidates' whole trainings
+    cost: float  # epochs trained, as a share of the whole grid's
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the config as plain values for JSON."""
@@ -113,77 +114,76 @@ def tune(
 ) -> TuneResult:
     """Search the grid of `lambdas`, `betas` and `lrs` for the training that `config` describes.
 
-    `lrs` defaults to LR_FACTORS times the automatic rate. With more than `trials` settings, that
-    many are drawn. `out` defaults to `runs/<data>-tune-<time>`; a search that is there already goes
-    on. Raises ConfigError, DataError, RunError or TrainingError; Interrupted after a signal, with
-    the trial saved.
+    `lrs` defaults to LR_FACTORS times the automatic rate. With more than `trials` pairs of lambda
+    and beta, that many are drawn. `out` defaults to `runs/<data>-tune-<time>`; a search that is
+    there already goes on. Raises ConfigError, DataError, RunError or TrainingError; Interrupted
+    after a signal, with the trial saved.
     """
     observer = observer or Observer()
-    if config.method == "ce":
-        raise ConfigError("--method ce: has no lambda and no beta to search.")
-    default_lr = _default_lr(config)
-    default = Candidate(TrainConfig.lam, TrainConfig.beta, default_lr)
+    if not config.has_elr_term:
+        raise ConfigError(f"--method {config.method}: has no lambda and no beta to search.")
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials {trials}: must be at least 1.")
+    automatic = _automatic_lr(config)
+    default = Candidate(TrainConfig.lam, TrainConfig.beta, automatic)
     if lrs is None:
-        lrs = [float(f"{factor * default_lr:.3g}") for factor in LR_FACTORS]
-    candidates = draw_candidates(_grid(config, lambdas, betas, lrs), default, trials, config.seed)
+        lrs = [float(f"{factor * automatic:.3g}") for factor in LR_FACTORS]
+    grid = _grid(config, lambdas, betas, lrs)
+    rates = list(dict.fromkeys(candidate.lr for candidate in grid))
+    pairs = [candidate for candidate in grid if candidate.lr == rates[0]]
+    pairs = draw_pairs(pairs, default, trials, config.seed)
     manifest = load_samples(config)
     val_images = len(manifest.rows("val"))
     if val_images == 0:
         raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
     folder = out or default_folder(config.data)
-    samples = hashlib.sha256((str(manifest.root) + manifest_text(manifest)).encode()).hexdigest()
-    _claim(folder, _description(config, candidates, samples), overwrite=overwrite)
+    _claim(folder, _description(config, pairs, rates, manifest), overwrite=overwrite)
 
-    rungs = plan_rungs(len(candidates), config.epochs)
-    epochs_planned = sum(rung.epochs * rung.places for rung in rungs)
-    cost = epochs_planned / (config.epochs * len(candidates))
+    short, long = plan_epochs(len(pairs), len(rates), config.epochs)
+    planned = len(pairs) * long + (len(rates) * short if len(rates) > 1 else 0)
     observer.note(
-        f"{folder}: {sum(rung.places for rung in rungs)} runs of {epochs_planned} epochs in all,"
-        f" as long as {epochs_planned / config.epochs:.1f} whole trainings"
+        f"{folder}: {planned} epochs in all, like {planned / config.epochs:.1f} whole trainings"
     )
     done: list[Trial] = []
-    entered = candidates
-    for rung in rungs:
-        finished: list[Trial] = []
-        entered = entered[: rung.places]
-        for number, candidate in enumerate(entered, 1):
-            title = f"{number} of {len(entered)}"
-            trial = _run_trial(config, candidate, rung.epochs, folder, title, observer)
-            finished.append(trial)
-            write_text(folder / "trials.csv", _table(done + finished))
-        done += finished
-        scores = {t.candidate: t.agreement for t in finished if t.agreement is not None}
+
+    def compare(candidates: Sequence[Candidate], epochs: int) -> Choice:
+        """Train candidates and choose among those that could be trained."""
+        scores = {}
+        for number, candidate in enumerate(candidates, 1):
+            title = f"{number} of {len(candidates)}"
+            trial = _run_trial(config, candidate, epochs, folder, title, observer)
+            if trial not in done:  # where all runs are of one length
+                done.append(trial)
+            write_text(folder / "trials.csv", _table(done))
+            if trial.agreement is not None:
+                scores[candidate] = trial.agreement
         if not scores:
             raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
-        entered = advance(scores, default, val_images)
-    choice = choose(scores, default, val_images)
+        return choose(scores, default, val_images)
+
+    rate = rates[0]
+    if len(rates) > 1:
+        nearest = min(pairs, key=default.distance)
+        rate = compare([nearest._replace(lr=lr) for lr in rates], short).pick.lr
+    choice = compare([pair._replace(lr=rate) for pair in pairs], long)
     return TuneResult(
         folder=folder,
         config=config.replace(**choice.pick._asdict()),
         trials=done,
         choice=choice,
         val_images=val_images,
-        cost=cost,
+        cost=planned / (config.epochs * len(pairs) * len(rates)),
     )
 
 
-class Rung(NamedTuple):
-    """Runs of one length."""
+def plan_epochs(pairs: int, rates: int, epochs: int) -> tuple[int, int]:
+    """Return how long the runs for the learning rate and those for lambda and beta are.
 
-    epochs: int
-    places: int
-
-
-def plan_rungs(candidates: int, epochs: int) -> list[Rung]:
-    """Return what is trained: a quarter of the grid's cost from 8 candidates and 16 epochs on.
-
-    Where few candidates or epochs leave nothing to halve, all go through the longer runs.
+    The longer runs share what is left of COST, as long as that gives each at least LONG.
     """
-    places = max(2, round(PLACES * candidates))
-    short, long = (max(MIN_EPOCHS, round(share * epochs)) for share in (SHORT, LONG))
-    if places >= candidates or short >= long:
-        return [Rung(min(long, epochs), candidates)]
-    return [Rung(short, candidates), Rung(long, places)]
+    short = min(epochs, max(MIN_EPOCHS, round(SHORT * epochs)))
+    share = int((COST * pairs * rates * epochs - rates * short) / pairs)
+    return short, min(epochs, max(MIN_EPOCHS, round(LONG * epochs), share))
 
 
 def choose(scores: Mapping[Candidate, float], default: Candidate, images: int) -> Choice:
@@ -200,31 +200,17 @@ def choose(scores: Mapping[Candidate, float], default: Candidate, images: int) -
     return Choice(pick, best, error, len(within))
 
 
-def advance(scores: Mapping[Candidate, float], default: Candidate, images: int) -> list[Candidate]:
-    """Return all candidates in the order in which they enter the longer runs.
-
-    One of each lambda comes first: what lambda does shows only when the network begins to
-    memorise, which a short run does not reach.
-    """
-    left, ranked = dict(scores), []
-    while left:
-        ranked.append(choose(left, default, images).pick)
-        del left[ranked[-1]]
-    leaders = [c for place, c in enumerate(ranked) if c.lam not in {r.lam for r in ranked[:place]}]
-    return leaders + [candidate for candidate in ranked if candidate not in leaders]
-
-
-def draw_candidates(
-    grid: Sequence[Candidate], default: Candidate, limit: int | None, seed: int
+def draw_pairs(
+    pairs: Sequence[Candidate], default: Candidate, limit: int | None, seed: int
 ) -> list[Candidate]:
-    """Return the grid, or `limit` settings of it: the nearest to `default` and a seeded draw."""
-    if limit is None or limit >= len(grid):
-        return list(grid)
-    nearest = min(grid, key=default.distance)
-    others = [candidate for candidate in grid if candidate != nearest]
+    """Return all pairs, or `limit` of them: the nearest to `default` and a seeded draw."""
+    if limit is None or limit >= len(pairs):
+        return list(pairs)
+    nearest = min(pairs, key=default.distance)
+    others = [pair for pair in pairs if pair != nearest]
     drawn = np.random.default_rng(seed).permutation(len(others))[: limit - 1]
     kept = {nearest, *(others[place] for place in drawn)}
-    return [candidate for candidate in grid if candidate in kept]
+    return [pair for pair in pairs if pair in kept]
 
 
 def shortened(config: TrainConfig, epochs: int) -> TrainConfig:
@@ -235,6 +221,8 @@ def shortened(config: TrainConfig, epochs: int) -> TrainConfig:
         warmup=config.warmup * share,
         milestones=tuple(m if m < 1 else max(1.0, m * share) for m in config.milestones),
         restart_epochs=max(0.1, config.restart_epochs * share),
+        lam_ramp=round(config.lam_ramp * share),
+        ema_ramp=round(config.ema_ramp * share),
     )
 
 
@@ -257,7 +245,7 @@ def _grid(
     return grid
 
 
-def _default_lr(config: TrainConfig) -> float:
+def _automatic_lr(config: TrainConfig) -> float:
     network = create_network(
         config.backbone, 2, small_input=config.small_input, image_size=config.image_size
     )
@@ -265,15 +253,16 @@ def _default_lr(config: TrainConfig) -> float:
 
 
 def _description(
-    config: TrainConfig, candidates: Sequence[Candidate], samples: str
+    config: TrainConfig, pairs: Sequence[Candidate], rates: Sequence[float], manifest: Manifest
 ) -> dict[str, Any]:
     """Return what must be equal for a search to go on."""
-    chosen = (*Candidate._fields, *MACHINE_SETTINGS)
-    settings = {k: v for k, v in config.to_dict().items() if k not in chosen}
+    left_out = (*Candidate._fields, *MACHINE_SETTINGS)
+    settings = {name: v for name, v in config.to_dict().items() if name not in left_out}
+    samples = f"{manifest.root}\n{manifest_text(manifest)}"
     return {
         "settings": settings | {"data": str(config.data.absolute())},
-        "candidates": [_plain(candidate) for candidate in candidates],
-        "samples": samples,
+        "grid": {"pairs": [[pair.lam, pair.beta] for pair in pairs], "lrs": list(rates)},
+        "samples": hashlib.sha256(samples.encode("utf-8", "surrogateescape")).hexdigest(),
     }
 
 
@@ -299,7 +288,7 @@ def _check_same(file: Path, description: Mapping[str, Any]) -> None:
         raise RunError(str(error)) from None
     for part, text in (
         ("settings", "has other settings"),
-        ("candidates", "has another grid"),
+        ("grid", "has another grid"),
         ("samples", "was made on other data, or the data has changed"),
     ):
         if found.get(part) != json.loads(json.dumps(description[part])):

@@ -80,7 +80,7 @@ def test_the_grid_reaches_the_search(elr):
     assert call["out"].parent == Path("runs")
 
 
-@pytest.mark.parametrize("typed", [("--lambdas", "a"), ("--betas", ""), ("--trials", "1")])
+@pytest.mark.parametrize("typed", [("--lambdas", "a"), ("--betas", ""), ("--trials", "0")])
 def test_a_wrong_grid_is_a_usage_error(elr, typed):
     outcome = elr("tune", "photos", *typed)
     assert outcome.code == 2
@@ -95,6 +95,8 @@ PASSED_ON = [
     ("--split-column", "part", "split_column", "part"),
     ("--truth-column", "true", "truth_column", "true"),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--balanced", None, "balanced", True),
+    ("--no-balanced", None, "balanced", False),
     ("--backbone", "resnet18", "backbone", "resnet18"),
     ("-b", "resnet18", "backbone", "resnet18"),
     ("--pretrained", None, "pretrained", True),
@@ -110,6 +112,7 @@ PASSED_ON = [
     ("--ema", None, "ema", True),
     ("--no-ema", None, "ema", False),
     ("--ema-decay", "0.9", "ema_decay", 0.9),
+    ("--lambda-ramp", "50", "lam_ramp", 50),
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
     ("--batch-size", "16", "batch_size", 16),
@@ -137,6 +140,20 @@ PASSED_ON = [
     ("--no-compile", None, "compile", False),
     ("--seed", "7", "seed", 7),
 ]
+
+
+# options that are refused without another one: option, field, value
+TOGETHER = [
+    (["--ema-ramp", "4000", "--ema"], "ema_ramp", 4000),
+    (["--weigh-labels", "--mixup"], "weigh_labels", True),
+    (["--no-weigh-labels", "--mixup"], "weigh_labels", False),
+]
+
+
+@pytest.mark.parametrize(("typed", "field", "expected"), TOGETHER)
+def test_options_that_need_each_other_reach_the_trainings(elr, typed, field, expected):
+    assert elr("tune", "data", *typed).code == 0
+    assert getattr(CALLS[-1]["config"], field) == expected
 
 
 @pytest.mark.parametrize(("option", "value", "field", "expected"), PASSED_ON)

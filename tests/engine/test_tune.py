@@ -13,13 +13,11 @@ from elrcli.engine import tune as search
 from elrcli.engine.observer import Observer
 from elrcli.engine.tune import (
     Candidate,
-    Rung,
     Trial,
     TuneResult,
-    advance,
     choose,
-    draw_candidates,
-    plan_rungs,
+    draw_pairs,
+    plan_epochs,
     shortened,
     tune,
 )
@@ -55,46 +53,36 @@ def test_a_perfect_share_has_an_error_too():
     assert choose({DEFAULT: 0.95, best: 1.0}, DEFAULT, 20).pick == DEFAULT
 
 
-def test_each_lambda_has_a_place_in_the_longer_runs():
-    scores = {
-        Candidate(1.0, 0.7, 0.003): 0.60,
-        Candidate(1.0, 0.7, 0.001): 0.50,
-        Candidate(3.0, 0.7, 0.003): 0.45,
-        Candidate(7.0, 0.7, 0.003): 0.40,
-    }
-    order = advance(scores, DEFAULT, 10_000)
-    assert order[:3] == [Candidate(lam, 0.7, 0.003) for lam in (1.0, 3.0, 7.0)]
-    assert order[3] == Candidate(1.0, 0.7, 0.001)
-
-
 def test_a_search_costs_a_quarter_of_its_grid():
-    for candidates, epochs in ((8, 16), (12, 16), (18, 16), (24, 32)):
-        trained = sum(rung.epochs * rung.places for rung in plan_rungs(candidates, epochs))
-        assert trained <= 0.26 * candidates * epochs
-    assert plan_rungs(12, 16) == [Rung(2, 12), Rung(8, 3)]
+    """6 pairs of lambda and beta, 3 rates, 16 epochs: 18 * 16 / 4 = 72 epochs."""
+    assert plan_epochs(6, 3, 16) == (2, 11)  # 3 * 2 + 6 * 11 = 72
+    for pairs, rates, epochs in ((6, 2, 16), (6, 3, 15), (9, 3, 40), (20, 2, 120)):
+        short, long = plan_epochs(pairs, rates, epochs)
+        assert rates * short + pairs * long <= pairs * rates * epochs / 4
 
 
-def test_a_small_search_has_one_length():
-    assert plan_rungs(2, 16) == [Rung(8, 2)]
-    assert plan_rungs(12, 3) == [Rung(2, 12)]
-    assert plan_rungs(12, 1) == [Rung(1, 12)]
+def test_runs_that_would_be_too_short_to_compare_are_longer():
+    assert plan_epochs(6, 1, 15) == (2, 5)  # a third of the epochs
+    assert plan_epochs(6, 3, 2) == (2, 2)
+    assert plan_epochs(6, 3, 1) == (1, 1)
+    assert plan_epochs(2, 9, 16)[1] == 16  # and never longer than the training itself
 
 
 def test_a_draw_keeps_what_is_nearest_to_the_defaults():
-    grid = [Candidate(lam, beta, 0.001) for lam in (1.0, 3.0, 7.0) for beta in (0.7, 0.9)]
-    drawn = draw_candidates(grid, DEFAULT, 3, seed=0)
+    pairs = [Candidate(lam, beta, 0.1) for lam in (1.0, 3.0, 7.0) for beta in (0.7, 0.9)]
+    drawn = draw_pairs(pairs, DEFAULT, 3, seed=0)
     assert len(drawn) == 3
-    assert DEFAULT in drawn
-    assert drawn == draw_candidates(grid, DEFAULT, 3, seed=0)
-    assert {*drawn} != {*draw_candidates(grid, DEFAULT, 3, seed=1)}
-    assert draw_candidates(grid, DEFAULT, 99, seed=0) == grid
+    assert Candidate(3.0, 0.7, 0.1) in drawn
+    assert drawn == draw_pairs(pairs, DEFAULT, 3, seed=0)
+    assert {*drawn} != {*draw_pairs(pairs, DEFAULT, 3, seed=1)}
+    assert draw_pairs(pairs, DEFAULT, 99, seed=0) == pairs
 
 
 def test_the_schedule_is_squeezed():
-    config = TrainConfig(data=Path("d"), epochs=40, warmup=4, milestones=(0.5, 20, 30))
+    config = TrainConfig(data=Path("d"), epochs=40, warmup=4, milestones=(0.5, 20, 30), lam_ramp=7)
     short = shortened(config, 20)
     assert (short.epochs, short.warmup, short.milestones) == (20, 2.0, (0.5, 10.0, 15.0))
-    assert short.restart_epochs == 5.0
+    assert (short.restart_epochs, short.lam_ramp) == (5.0, 4)
 
 
 @pytest.fixture
@@ -104,12 +92,12 @@ def config(shapes) -> TrainConfig:
 
 @pytest.fixture
 def trained(monkeypatch) -> list[TrainConfig]:
-    """Replace training by a formula: lambda 1 is best, and long runs are better than short ones."""
+    """Replace training by a formula: the rate 0.01 and lambda 1 are best, long runs better."""
     calls: list[TrainConfig] = []
 
     def fit(settings: TrainConfig, path: Path, **_: object) -> RunFolder:
         calls.append(settings)
-        reached = 0.5 + settings.epochs / 100 - settings.lam / 100
+        reached = 0.5 + settings.epochs / 100 - settings.lam / 50 - 10 * settings.lr
         rows = [f"{epoch},{reached}" for epoch in range(1, settings.epochs + 1)]
         write_text(path / "metrics.csv", "\n".join(["epoch,val_agreement", *rows]))
         return RunFolder(path)
@@ -118,51 +106,56 @@ def trained(monkeypatch) -> list[TrainConfig]:
     return calls
 
 
-def test_short_runs_for_all_and_long_ones_for_the_best(config, tmp_path, trained):
+def test_short_runs_choose_the_rate_and_longer_ones_the_rest(config, tmp_path, trained):
     result = tune(config, tmp_path / "t", **GRID)
     assert [(call.epochs, call.lam, call.lr) for call in trained] == [
-        (2, 1.0, 0.01),
-        (2, 1.0, 0.02),
-        (2, 3.0, 0.01),
+        (2, 3.0, 0.01),  # with lambda and beta of the defaults
         (2, 3.0, 0.02),
-        (4, 3.0, 0.02),  # all within one standard error: 6 images say little
-        (4, 1.0, 0.02),
+        (3, 1.0, 0.02),  # 6 images say little, and 0.02 is the automatic rate of sgd
+        (3, 3.0, 0.02),
     ]
-    assert result.trials[0] == Trial(Candidate(1.0, 0.7, 0.01), 2, pytest.approx(0.51))
+    assert result.trials[0] == Trial(Candidate(3.0, 0.7, 0.01), 2, pytest.approx(0.36))
     assert result.choice.best == Candidate(1.0, 0.7, 0.02)
-    assert result.choice.pick == Candidate(3.0, 0.7, 0.02)  # sgd: 0.02 is the automatic rate
+    assert result.choice.pick == Candidate(3.0, 0.7, 0.02)
     assert result.config == config.replace(lam=3.0, beta=0.7, lr=0.02)
-    assert (result.val_images, result.cost) == (6, 16 / 32)
+    assert (result.val_images, result.cost) == (6, 10 / 32)
     with (tmp_path / "t/trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6
+    assert len(rows) == 4
     assert rows[0] == {
-        "lambda": "1",
+        "lambda": "3",
         "beta": "0.7",
         "lr": "0.01",
         "epochs": "2",
-        "val_agreement": "0.51",
+        "val_agreement": "0.36",
     }
 
 
 def test_the_grid_around_the_automatic_rate(config, tmp_path, trained):
-    tune(config.replace(epochs=3), tmp_path / "t")
-    assert len(trained) == 18
-    assert {call.lr for call in trained} == {0.006, 0.02, 0.06}
-    assert {(call.lam, call.beta) for call in trained} == {
+    tune(config, tmp_path / "t")
+    assert [call.lr for call in trained[:3]] == [0.006, 0.02, 0.06]
+    assert [(call.lam, call.beta) for call in trained[3:]] == [
         (lam, beta) for lam in (1.0, 3.0, 7.0) for beta in (0.7, 0.9)
-    }
+    ]
+    trained.clear()
+    tune(config, tmp_path / "u", trials=2)
+    assert len(trained) == 3 + 2
+
+
+def test_runs_of_one_length_are_trained_once(config, tmp_path, trained):
+    result = tune(config.replace(epochs=2), tmp_path / "t", **GRID)
+    assert len(trained) == len(result.trials) == 3
 
 
 def test_a_finished_search_is_not_trained_again(config, tmp_path, trained):
     first = tune(config, tmp_path / "t", **GRID)
-    assert len(trained) == 6
+    assert len(trained) == 4
     assert tune(config.replace(workers=1), tmp_path / "t", **GRID) == first.__class__(
         **{**vars(first), "config": first.config.replace(workers=1)}
     )
-    assert len(trained) == 6
+    assert len(trained) == 4
     tune(config, tmp_path / "t", **GRID, overwrite=True)
-    assert len(trained) == 12
+    assert len(trained) == 8
 
 
 def test_another_search_does_not_go_on(config, tmp_path, trained, shapes):
@@ -196,7 +189,8 @@ def test_a_folder_with_other_things_is_left_alone(config, tmp_path, trained):
 
 def test_what_cannot_be_searched(config, tmp_path):
     for changes, grid, problem in (
-        ({"method": "ce"}, GRID, "has no lambda"),
+        ({"method": "ce"}, GRID, "--method ce: has no lambda"),
+        ({}, {**GRID, "trials": 0}, "--trials 0: must be at least 1"),
         ({}, {"lambdas": (1.0,), "betas": (0.7,), "lrs": (0.01,)}, "one setting is no choice"),
         ({}, {**GRID, "lrs": (0.0,)}, "above 0"),
         ({}, {**GRID, "betas": (1.5,)}, "--beta 1.5: must be at most"),
@@ -212,16 +206,15 @@ def test_a_setting_that_cannot_be_trained_drops_out(config, tmp_path, trained, m
     train = search.fit
 
     def fit(settings: TrainConfig, path: Path, **options: object) -> RunFolder:
-        if settings.lam == limit:
+        if settings.lr > 0.01 or settings.lam == 5.0:
             raise TrainingError("the loss became nan")
         return train(settings, path, **options)
 
     monkeypatch.setattr(search, "fit", fit)
-    limit = 3.0
-    result = tune(config, tmp_path / "t", **GRID)
-    assert result.choice.pick.lam == 1.0
-    assert [trial.agreement for trial in result.trials if trial.candidate.lam == 3.0] == [None] * 2
-    limit = 5.0
+    result = tune(config, tmp_path / "t", **{**GRID, "lambdas": (3.0, 5.0)})
+    assert result.choice.pick == Candidate(3.0, 0.7, 0.01)
+    failed = [trial.candidate for trial in result.trials if trial.agreement is None]
+    assert failed == [Candidate(3.0, 0.7, 0.02), Candidate(5.0, 0.7, 0.01)]
     with pytest.raises(TrainingError, match="no run could be trained"):
         tune(config, tmp_path / "u", **{**GRID, "lambdas": (5.0,)})
 
@@ -240,7 +233,7 @@ class Stop(Observer):
 def test_an_interrupted_search_goes_on(config, tmp_path, monkeypatch):
     """Real trainings: the finished run is read, the half-done one resumed, the rest trained."""
     small = config.replace(epochs=4)
-    grid = {**GRID, "lrs": (0.02,)}
+    grid = {**GRID, "lrs": (0.02,)}  # nothing for short runs to choose
     whole = tune(small, tmp_path / "whole", **grid)
     assert [trial.epochs for trial in whole.trials] == [2, 2]
 
@@ -262,11 +255,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_trained(
     config, tmp_path, monkeypatch, trained
 ):
     tune(config, tmp_path / "t", **GRID)
-    killed = next((tmp_path / "t/trials").glob("4-epochs*"))
+    killed = next((tmp_path / "t/trials").glob("3-epochs*"))
     (killed / "metrics.csv").unlink()
     (killed / ".config.json.abc").write_text("half")
     tune(config, tmp_path / "t", **GRID)
-    assert len(trained) == 7
+    assert len(trained) == 5
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, int]:
