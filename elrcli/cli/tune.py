@@ -94,25 +94,24 @@ def tune(
     """
     from elrcli import api
     from elrcli.cli import console
-    from elrcli.engine.tune import default_folder
 
     grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs, "trials": trials}
-    folder = out or default_folder(data)
     try:
         with console.watch(quiet) as observer:
             result = api.tune(
                 data,
-                out=folder,
+                out=out,
                 overwrite=overwrite,
                 observer=observer,
                 **{name: value for name, value in grid.items() if was_given(context, name)},
                 **given_settings(context, settings),
             )
     except Interrupted as error:
+        if out is None:
+            raise
         stopped = str(error).partition(" Continue with: ")[0]
-        again = ["elr", *(word for word in sys.argv[1:] if word != "--overwrite")]
-        again += [] if out else ["--out", str(folder)]
-        message = f"{stopped} Continue with: {shlex.join(again)}"
+        again = shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        message = f"{stopped} Continue with: {again}"
         raise Interrupted(message, error.exit_code - 128) from None
     command = shlex.join(train_command(result.config))
     if json_output:

@@ -23,9 +23,10 @@ import numpy as np
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, manifest_text
+from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, RunError, TrainingError
+from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from elrcli.models import create_network, has_batch_norm
 from elrcli.run import RunFolder, csv_text, json_text, write_text
 
@@ -101,6 +102,7 @@ class TuneResult:
         }
 
 
+@joined()
 def tune(
     config: TrainConfig,
     out: Path | None = None,
@@ -116,8 +118,8 @@ def tune(
 
     `lrs` defaults to LR_FACTORS times the automatic rate. With more than `trials` pairs of lambda
     and beta, that many are drawn. `out` defaults to `runs/<data>-tune-<time>`; a search that is
-    there already goes on. Raises ConfigError, DataError, RunError or TrainingError; Interrupted
-    after a signal, with the trial saved.
+    there already goes on. Processes started by torchrun search together. Raises ConfigError,
+    DataError, RunError or TrainingError; Interrupted after a signal, with the trial saved.
     """
     observer = observer or Observer()
     if not config.has_elr_term:
@@ -136,8 +138,10 @@ def tune(
     val_images = len(manifest.rows("val"))
     if val_images == 0:
         raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
-    folder = out or default_folder(config.data)
-    _claim(folder, _description(config, pairs, rates, manifest), overwrite=overwrite)
+    group = current_group()
+    folder = out or group.from_first(lambda: default_folder(config.data))
+    description = _description(config, pairs, rates, manifest)
+    group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
 
     short, long = plan_epochs(len(pairs), len(rates), config.epochs)
     planned = len(pairs) * long + (len(rates) * short if len(rates) > 1 else 0)
@@ -154,7 +158,8 @@ def tune(
             trial = _run_trial(config, candidate, epochs, folder, title, observer)
             if trial not in done:  # where all runs are of one length
                 done.append(trial)
-            write_text(folder / "trials.csv", _table(done))
+            if group.is_first:
+                write_text(folder / "trials.csv", _table(done))
             if trial.agreement is not None:
                 scores[candidate] = trial.agreement
         if not scores:
@@ -306,21 +311,29 @@ def _run_trial(
     """Train one candidate, go on where it stopped, or read what it reached."""
     name = f"{epochs}-epochs-{candidate}".replace(", ", "-").replace(" ", "-")
     run = RunFolder(folder / "trials" / name)
-    metrics = run.metrics()
+    group = current_group()
+    metrics = group.from_first(run.metrics)
     if len(metrics) < epochs:
         watcher = _TrialObserver(observer, f"run {title}")
         try:
-            if run.is_run() and run.checkpoint_folder.is_dir():
+            if group.from_first(lambda: run.is_run() and run.checkpoint_folder.is_dir()):
                 resume(run.path, observer=watcher, for_audit=False)
             else:
-                shutil.rmtree(run.path, ignore_errors=True)
+                group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
                 settings = shortened(config, epochs).replace(**candidate._asdict())
                 fit(settings, run.path, observer=watcher, for_audit=False)
+        except Interrupted as error:
+            stopped = str(error).partition(" Continue with: ")[0]
+            message = f"{stopped} Continue with: the same command, --out {folder}"
+            raise Interrupted(message, error.exit_code - 128) from None
         except TrainingError as error:
+            if group.processes > 1:  # the others may not know of it
+                raise
             observer.note(f"{candidate}: {error}")
             return Trial(candidate, epochs, None)
-        metrics = run.metrics()
-    run.remove_state()
+        metrics = group.from_first(run.metrics)
+    if group.is_first:
+        run.remove_state()
     agreement = metrics[-1]["val_agreement"]
     if agreement is None:
         raise DataError(f"{config.data}: no validation image can be read.")
