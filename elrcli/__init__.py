@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         predict,
         resume,
         train,
+        tune,
     )
     from elrcli.config import TrainConfig
     from elrcli.demo import run_demo
@@ -58,6 +59,7 @@ __all__ = [
     "resume",
     "run_demo",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -88,6 +90,7 @@ _HOMES = {
             "predict",
             "resume",
             "train",
+            "tune",
         ),
         "elrcli.api",
     ),

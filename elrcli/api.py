@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elrcli.config import TrainConfig, check_names
+from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError
 from elrcli.presets import with_preset
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from elrcli.data.manifest import Manifest
     from elrcli.engine.evaluate import Evaluation
     from elrcli.engine.predict import Prediction
+    from elrcli.engine.tune import TuneResult
     from elrcli.run import RunFolder
 
 AnyPath = str | os.PathLike[str]
@@ -57,6 +58,43 @@ def resume(run: AnyPath, *, observer: Observer | None = None) -> RunFolder:
     from elrcli.engine.fit import resume
 
     return resume(Path(run), observer=observer)
+
+
+def tune(
+    data: AnyPath,
+    *,
+    lambdas: Sequence[float] | None = None,
+    betas: Sequence[float] | None = None,
+    lrs: Sequence[float] | None = None,
+    trials: int | None = None,
+    out: AnyPath | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Search lambda, beta and learning rate with short runs.
+
+    None stands for a default grid. `settings` are the other fields of `TrainConfig`, for the
+    training that the search is for. The `config` of the result is that training with the pick. A
+    search that `out` holds already goes on.
+    """
+    grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs}
+    for name, values in zip(TUNED_SETTINGS, grid.values(), strict=True):
+        if name in settings:
+            raise ConfigError(f"tune(): searches {name!r}. Name the values to try instead.")
+        if values is not None and len(values) == 0:
+            raise ConfigError("tune(): an empty list leaves nothing to try.")
+    config = TrainConfig.from_dict({"data": Path(data), **settings}, "tune()")
+    from elrcli.engine.tune import tune
+
+    return tune(
+        config,
+        _path(out),
+        **{name: tuple(values) for name, values in grid.items() if values is not None},
+        trials=trials,
+        overwrite=overwrite,
+        observer=observer,
+    )
 
 
 def predict(

@@ -315,6 +315,8 @@ class TrainConfig:
             raise ConfigError(f"{source}: no 'data' given. Name a folder or a CSV file.") from None
 
 
+TUNED_SETTINGS = ("lam", "beta", "lr")  # what `elr tune` searches
+
 # What `elr audit DATA` trains with where nothing else is asked for: few passes over small images.
 AUDIT_SETTINGS: Mapping[str, Any] = {"epochs": 8, "image_size": 96, "cache": "ram"}
 

@@ -23,10 +23,10 @@ def curves_svg(metrics: Rows) -> str:
     _agreement_panel(axes[0, 1], metrics)
     _change_panel(axes[0, 2], metrics)
     if with_truth:
-        _truth_panel(axes[1, 0], metrics, "clean", "Correctly labelled training images")
-        _truth_panel(axes[1, 1], metrics, "wrong", "Wrongly labelled training images")
+        truth_panel(axes[1, 0], metrics, "clean")
+        truth_panel(axes[1, 1], metrics, "wrong")
         _accuracy_panel(axes[1, 2], metrics)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _loss_panel(axes: Axes, metrics: Rows) -> None:
@@ -34,33 +34,43 @@ def _loss_panel(axes: Axes, metrics: Rows) -> None:
     _draw(axes, metrics, "loss_elr", "ELR term", ORANGE)
     _draw(axes, metrics, "loss", "sum", GREY, style="--")
     _draw(axes, metrics, "val_loss", "validation", GREEN)
-    _finish(axes, "Loss", percent=False)
+    finish(axes, "Loss", percent=False)
 
 
 def _agreement_panel(axes: Axes, metrics: Rows) -> None:
     _draw(axes, metrics, "train_agreement", "prediction", BLUE)
     _draw(axes, metrics, "target_agreement", "target", ORANGE)
     _draw(axes, metrics, "val_agreement", "validation", GREEN)
-    _finish(axes, "Agreement with the given labels", percent=True)
+    finish(axes, "Agreement with the given labels", percent=True)
 
 
 def _change_panel(axes: Axes, metrics: Rows) -> None:
     _draw(axes, metrics, "changed", "changed since the last epoch", BLUE)
     _draw(axes, metrics, "wait_share", "time spent waiting for data", GREY, style=":")
-    _finish(axes, "Predictions that changed", percent=True)
+    finish(axes, "Predictions that changed", percent=True)
 
 
-def _truth_panel(axes: Axes, metrics: Rows, kind: str, title: str) -> None:
-    _draw(axes, metrics, f"{kind}_right", "predicted right", GREEN)
-    _draw(axes, metrics, f"{kind}_memorised", "memorised", RED)
-    _draw(axes, metrics, f"{kind}_other", "otherwise", GREY)
-    _finish(axes, title, percent=True)
+def truth_panel(axes: Axes, metrics: Rows, kind: str) -> None:
+    """Draw what becomes of the `clean` or the `wrong` labels: Figure 1 of the paper.
+
+    The legend has the shares of the last epoch.
+    """
+    for part, label, colour in (
+        ("right", "right", GREEN),
+        ("memorised", "memorised", RED),
+        ("other", "otherwise", GREY),
+    ):
+        name = f"{kind}_{part}"
+        values = [row[name] for row in metrics if row.get(name) is not None]
+        _draw(axes, metrics, name, f"{label} {values[-1]:.0%}" if values else "", colour)
+    title = {"clean": "Correctly labelled", "wrong": "Wrongly labelled"}[kind]
+    finish(axes, f"{title} images: predictions", percent=True, legend_above=True)
 
 
 def _accuracy_panel(axes: Axes, metrics: Rows) -> None:
     _draw(axes, metrics, "val_accuracy_true", "validation", GREEN)
     _draw(axes, metrics, "test_accuracy_true", "test", BLUE)
-    _finish(axes, "Accuracy against the true labels", percent=True)
+    finish(axes, "Accuracy against the true labels", percent=True, legend_above=True)
 
 
 def _draw(axes: Axes, metrics: Rows, name: str, label: str, colour: str, style: str = "-") -> None:
@@ -71,8 +81,12 @@ def _draw(axes: Axes, metrics: Rows, name: str, label: str, colour: str, style: 
         axes.plot(epochs, values, style, color=colour, label=label, marker=marker, markersize=4)
 
 
-def _finish(axes: Axes, title: str, *, percent: bool) -> None:
-    axes.set_title(title, fontsize=11, loc="left")
+def finish(axes: Axes, title: str, *, percent: bool, legend_above: bool = False) -> None:
+    """Give a panel over epochs its title, axes, grid and legend.
+
+    `legend_above` puts the legend under the title, where no line can cross it.
+    """
+    axes.set_title(title, fontsize=11, loc="left", pad=24 if legend_above else None)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, color="#e3e5e8", linewidth=0.8)
@@ -80,11 +94,26 @@ def _finish(axes: Axes, title: str, *, percent: bool) -> None:
     if percent:
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if axes.get_legend_handles_labels()[0]:
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    if legend_above:
+        axes.legend(
+            frameon=False,
+            fontsize=9,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.98),
+            ncols=3,
+            handlelength=1.2,
+            handletextpad=0.5,
+            columnspacing=1.0,
+            borderpad=0.2,
+        )
+    else:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG text."""
     buffer = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
     figure.savefig(buffer, format="svg", metadata={"Date": None})

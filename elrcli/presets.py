@@ -108,9 +108,10 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     unknown name.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        near = [preset for preset in PRESETS if preset.startswith(name)] or near
-        hint = f"Did you mean {', '.join(near)}?" if near else f"Choose one of {', '.join(PRESETS)}."
+        near = [preset for preset in PRESETS if preset.startswith(name)]
+        near = near or difflib.get_close_matches(name, PRESETS, n=1)
+        known = ", ".join(near or PRESETS)
+        hint = f"Did you mean {known}?" if near else f"Choose one of {known}."
         raise ConfigError(f"--preset {name}: no such preset. {hint}")
     preset = dict(PRESETS[name])
     if settings.get("weights") is not None:

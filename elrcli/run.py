@@ -138,6 +138,12 @@ class RunFolder:
         for file in (*self.folders, *files):
             file.unlink(missing_ok=True)
 
+    def remove_state(self) -> None:
+        """Remove weights, checkpoint and cache: settings and figures are left."""
+        for folder in (self.checkpoint_folder, self.cache_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.model_file.unlink(missing_ok=True)
+
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Return the run at `path`, or say why there is none.

@@ -35,9 +35,10 @@ def test_only_what_was_measured_is_drawn():
 
 def test_true_labels_add_the_memorisation_panels():
     found = texts(curves_svg([{**ROW, **TRUTH, "val_accuracy_true": 0.8}]))
-    for title in ("Correctly labelled training images", "Wrongly labelled training images"):
+    for title in ("Correctly labelled images: predictions", "Wrongly labelled images: predictions"):
         assert title in found
-    assert found.count("memorised") == 1
+    assert [text for text in found if "memorised" in text] == ["memorised 20%"]
+    assert "right 90%" in found
     assert "Accuracy against the true labels" in found
 
 

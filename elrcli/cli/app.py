@@ -19,6 +19,7 @@ from elrcli.cli.evaluate import evaluate
 from elrcli.cli.noise import noise
 from elrcli.cli.predict import predict
 from elrcli.cli.train import train
+from elrcli.cli.tune import tune
 from elrcli.engine.launch import launch
 from elrcli.errors import ElrError, EndedByAnother
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (train, predict, audit, apply, evaluate, noise, backbones, demo):
+for command in (train, predict, audit, apply, evaluate, noise, tune, backbones, demo):
     app.command()(command)
 
 

@@ -36,7 +36,7 @@ def _setting(name: str, *, has_own_default: bool = False) -> Any:
     if kind in (int, float):
         extra = {"min": facts["low"], "max": facts["high"]}
     elif kind is tuple:
-        extra = {"parser": _numbers, "metavar": "A,B,..."}
+        extra = {"parser": numbers, "metavar": "A,B,..."}
     if facts["auto"] and not has_own_default:
         extra["show_default"] = facts["auto"]
     return typer.Option(
@@ -48,7 +48,8 @@ def _setting(name: str, *, has_own_default: bool = False) -> Any:
     )
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a list such as 40,80."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

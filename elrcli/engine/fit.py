@@ -87,13 +87,16 @@ def fit(
     out: Path | None = None,
     *,
     overwrite: bool = False,
+    for_audit: bool = True,
     observer: Observer | None = None,
 ) -> RunFolder:
     """Train as `config` says and return the run folder.
 
     `out` defaults to `runs/<data>-<backbone>-<time>`. Processes started by torchrun train
-    together. Raises DataError, ModelError, RunError or TrainingError; Interrupted after SIGINT or
-    SIGTERM, with the state saved; EndedByAnother if another process failed first.
+    together. `for_audit` saves what an audit looks at beside the checkpoint: features of every
+    image, one more pass over the data. Raises DataError, ModelError, RunError or TrainingError;
+    Interrupted after SIGINT or SIGTERM, with the state saved; EndedByAnother if another process
+    failed first.
     """
     group = current_group()
     runtime = choose_runtime(config.device, config.precision)
@@ -129,14 +132,16 @@ def fit(
     run = group.from_first(create)
     training = Training(config, manifest, run, network, runtime, prepared, group)
     training.save()
-    return training.run_to_end(observer or Observer())
+    return training.run_to_end(observer or Observer(), for_audit=for_audit)
 
 
 @joined()
-def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
+def resume(
+    run_path: Path, *, for_audit: bool = True, observer: Observer | None = None
+) -> RunFolder:
     """Continue a run from its last checkpoint, with as many processes as there are now.
 
-    A finished run is returned as it is.
+    A finished run is returned as it is. `for_audit` as for `fit`.
     """
     run = RunFolder.open(run_path)
     config = run.train_config()
@@ -164,7 +169,9 @@ def resume(run_path: Path, *, observer: Observer | None = None) -> RunFolder:
         raise RunError(
             f"{run.checkpoint_folder}: does not fit the run ({problem}). Train again."
         ) from None
-    return training.run_to_end(observer or Observer())
+    if group.is_first:
+        training.save_tables()  # a kill may have come between the checkpoint and these
+    return training.run_to_end(observer or Observer(), for_audit=for_audit)
 
 
 def _check_size(run: RunFolder, state: Mapping[str, Any], manifest: Manifest, epochs: int) -> None:
@@ -320,7 +327,7 @@ class Training:
             for part in parts:
                 part.compile()
 
-    def run_to_end(self, observer: Observer) -> RunFolder:
+    def run_to_end(self, observer: Observer, *, for_audit: bool) -> RunFolder:
         """Train the remaining epochs, saving after each, and write the results."""
         self._check_same(f"epoch {self.epoch}")
         if self.config.tensorboard and self.group.is_first:
@@ -365,7 +372,8 @@ class Training:
                     self._end_if_told(stop, remedy)
             self._draw_curves()
             self._save_model()
-            if self.group.from_first(lambda: not self.run.features_file.is_file()):
+            no_features = self.group.from_first(lambda: not self.run.features_file.is_file())
+            if for_audit and no_features:
                 self._look_at_all_images(observer, stop, remedy)
         if self.unreadable:
             observer.note(
@@ -589,6 +597,10 @@ class Training:
         if not self.group.is_first:
             return
         save_checkpoint(self.run.checkpoint_folder, self.epoch, state)
+        self.save_tables()
+
+    def save_tables(self) -> None:
+        """Write the text files that follow from the state."""
         write_text(self.run.metrics_file, csv_text(self.metrics, METRIC_COLUMNS))
         self._save_unreadable()
 

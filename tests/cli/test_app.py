@@ -11,7 +11,17 @@ import elrcli
 from elrcli import errors
 from elrcli.cli.app import app
 
-COMMANDS = ("train", "predict", "audit", "apply", "evaluate", "noise", "backbones", "demo")
+COMMANDS = (
+    "train",
+    "predict",
+    "audit",
+    "apply",
+    "evaluate",
+    "noise",
+    "tune",
+    "backbones",
+    "demo",
+)
 
 
 def all_options() -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ from elrcli.engine.fit import Training, fit, resume
 from elrcli.engine.launch import Launch, launch
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor, predict_images
+from elrcli.engine.tune import tune
 from elrcli.errors import ConfigError, ModelError, TrainingError
 from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
@@ -558,3 +559,18 @@ def test_an_audit_without_a_run_trains_together(photos, tmp_path):
     assert together(work) == [23, 23]
     with (tmp_path / "checked" / "audit.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 23
+
+
+def test_a_search_trains_together(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(**{"data": photos, **TINY, "val_fraction": 0.25})
+
+    def work(rank: int) -> tuple[Path, str]:
+        found = tune(config, lambdas=(1.0, 3.0), betas=(0.7,), lrs=(0.01, 0.02))
+        again = tune(config, found.folder, lambdas=(1.0, 3.0), betas=(0.7,), lrs=(0.01, 0.02))
+        assert again.trials == found.trials
+        return found.folder, str(found.choice.pick)
+
+    (folder, pick), other = together(work)
+    assert other == (folder, pick)
+    assert len((folder / "trials.csv").read_text().splitlines()) == 4

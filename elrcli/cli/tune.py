@@ -1,0 +1,186 @@
+"""`elr tune`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elrcli.cli.options import (
+    OUTPUT,
+    Json,
+    Quiet,
+    given_settings,
+    numbers,
+    was_given,
+    with_some_settings,
+)
+from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name
+from elrcli.errors import Interrupted
+
+if TYPE_CHECKING:
+    from elrcli.engine.tune import TuneResult
+
+SEARCH = "Search"
+NOT_PASSED_ON = ("data", *TUNED_SETTINGS, "tensorboard")
+PASSED_ON = [
+    spec.name
+    for spec in dataclasses.fields(TrainConfig)
+    if spec.name not in NOT_PASSED_ON and not spec.metadata.get("only")  # methods without lambda
+]
+
+
+def _grid_option(flag: str, help: str, show_default: str) -> Any:
+    return typer.Option(
+        flag,
+        parser=numbers,
+        metavar="A,B,...",
+        help=help,
+        rich_help_panel=SEARCH,
+        show_default=show_default,
+    )
+
+
+@with_some_settings(PASSED_ON, {})
+def tune(
+    context: typer.Context,
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder with one sub-folder per class, or a CSV file."),
+    ],
+    lambdas: Annotated[Any, _grid_option("--lambdas", "Values of --lambda.", "1,3,7")] = None,
+    betas: Annotated[Any, _grid_option("--betas", "Values of --beta.", "0.7,0.9")] = None,
+    lrs: Annotated[
+        Any,
+        _grid_option("--lrs", "Values of --lr.", "0.3, 1 and 3 times the default of --lr"),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials",
+            min=1,
+            help="Draw that many pairs of lambda and beta.",
+            rich_help_panel=SEARCH,
+            show_default="all",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the runs; a search in it goes on.",
+            rich_help_panel=OUTPUT,
+            show_default="runs/<name>-tune-<time>",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Search anew.", rich_help_panel=OUTPUT)
+    ] = False,
+    json_output: Json = False,
+    quiet: Quiet = False,
+    **settings: Any,
+) -> None:
+    """Search lambda, beta and learning rate with short runs.
+
+    Prints a table, a pick and the command that trains with it. --epochs is the length of that
+    training. Runs of an eighth of it choose the learning rate, longer ones lambda and beta.
+    """
+    from elrcli import api
+    from elrcli.cli import console
+
+    grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs, "trials": trials}
+    try:
+        with console.watch(quiet) as observer:
+            result = api.tune(
+                data,
+                out=out,
+                overwrite=overwrite,
+                observer=observer,
+                **{name: value for name, value in grid.items() if was_given(context, name)},
+                **given_settings(context, settings),
+            )
+    except Interrupted as error:
+        if out is None:
+            raise
+        stopped = str(error).partition(" Continue with: ")[0]
+        again = shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        message = f"{stopped} Continue with: {again}"
+        raise Interrupted(message, error.exit_code - 128) from None
+    command = shlex.join(train_command(result.config))
+    if json_output:
+        content = result.to_dict() | {"command": command}
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join([*tune_lines(result), "", command]))
+
+
+def tune_lines(result: TuneResult) -> list[str]:
+    """Return what a search found."""
+    from elrcli.cli.console import aligned
+
+    lengths = sorted({trial.epochs for trial in result.trials})
+    reached = {(trial.candidate, trial.epochs): trial.agreement for trial in result.trials}
+    candidates = dict.fromkeys(trial.candidate for trial in result.trials)
+    rows = [
+        (
+            *(f"{value:g}" for value in candidate),
+            *(_share(reached, (candidate, epochs)) for epochs in lengths),
+            "pick" if candidate == result.choice.pick else "",
+        )
+        for candidate in candidates
+    ]
+    header = ("lambda", "beta", "lr", *(f"{epochs} epochs" for epochs in lengths), "")
+    return [
+        f"Share of {result.val_images:,} validation labels predicted, after",
+        *aligned(header, rows, left=0),
+        "",
+        *_reason(result),
+        f"The search took as much training as {result.cost:.0%} of its grid.",
+    ]
+
+
+def _reason(result: TuneResult) -> list[str]:
+    pick, best, error, within = result.choice
+    lines = [f"Best: {best}. One standard error of its share is {100 * error:.1f} points."]
+    if within == 1:
+        return [*lines, "No other setting is that close to it."]
+    lines.append(f"{within} settings are within it: they cannot be told apart.")
+    nearest = "it is nearest to the defaults" if pick == best else "nearest to the defaults"
+    return [*lines, f"Pick: {pick}, {nearest}."]
+
+
+def _share(reached: dict[Any, float | None], key: tuple[Any, int]) -> str:
+    agreement = reached.get(key, "")
+    if agreement == "":
+        return ""
+    return "failed" if agreement is None else f"{agreement:.1%}"
+
+
+def train_command(config: TrainConfig) -> Sequence[str]:
+    """Return the `elr train` that makes `config`, the tuned settings always spelled out."""
+    words = ["elr", "train", str(config.data)]
+    for spec in dataclasses.fields(TrainConfig):
+        value = getattr(config, spec.name)
+        is_default = value == spec.default and spec.name not in TUNED_SETTINGS
+        if spec.name == "data" or is_default:
+            continue
+        option = option_name(spec.name)
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{option.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            words += [option, ",".join(map(_exact, value))]
+        else:
+            words += [option, _exact(value)]
+    return words
+
+
+def _exact(value: Any) -> str:
+    """Return a value as it is typed: 3 for 3.0, else every digit."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
