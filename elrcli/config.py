@@ -244,6 +244,12 @@ class TrainConfig:
     sync_bn: bool = setting(
         False, "BatchNorm over the images of all processes, not of each alone.", MACHINE
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "Minutes between checkpoints within an epoch; 0 saves after every step.",
+        MACHINE,
+        low=0.0,
+    )
     tensorboard: bool = setting(False, "Write TensorBoard events into the run folder.", MACHINE)
     seed: int = setting(
         0, "Seed of split, order, augmentation and start.", MACHINE, low=0, high=2**32 - 1

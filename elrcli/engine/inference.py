@@ -18,13 +18,14 @@ def predict_batches(
     loader: RowLoader,
     runtime: Runtime,
     preprocessing: Preprocessing,
+    start_batch: int = 0,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (probabilities [B, K] fp32 on the device, batch) in the loader's order.
 
-    `predict` maps normalised images to logits [B, K]. A batch without readable images has
-    probabilities [0, 0].
+    Begins at `start_batch`. `predict` maps normalised images to logits [B, K]. A batch without
+    readable images has probabilities [0, 0].
     """
-    for batch in loader.epoch(0):
+    for batch in loader.epoch(0, start_batch):
         if len(batch.index) == 0:
             yield torch.empty(0, 0, device=runtime.device), batch
             continue

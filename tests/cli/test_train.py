@@ -68,6 +68,7 @@ TRAIN_OPTIONS = [
     ("--no-compile", None, "compile", False),
     ("--sync-bn", None, "sync_bn", True),
     ("--no-sync-bn", None, "sync_bn", False),
+    ("--checkpoint-minutes", "0.5", "checkpoint_minutes", 0.5),
     ("--tensorboard", None, "tensorboard", True),
     ("--no-tensorboard", None, "tensorboard", False),
     ("--seed", "7", "seed", 7),
