@@ -214,6 +214,13 @@ class TrainConfig:
     clip_grad: float | None = setting(
         None, "Largest norm of the gradient.", OPTIMISATION, low=0.0, auto="no clipping"
     )
+    on_nan: str = setting(
+        "stop",
+        "A loss that is no finite number ends the run (stop), or the epoch begins again with half"
+        " the learning rate, at most 3 times (retry).",
+        OPTIMISATION,
+        choices=("stop", "retry"),
+    )
     accumulate: int = setting(1, "Batches per optimiser step.", OPTIMISATION, low=1)
 
     image_size: int | None = setting(

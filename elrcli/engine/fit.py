@@ -47,13 +47,14 @@ from elrcli.engine.distributed import (
     whole_state,
 )
 from elrcli.engine.features import Features, look_at_images
+from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, FiniteWatch
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
+    Diverged,
     EpochTotals,
     agreement_metrics,
-    diverged,
     held_out_metrics,
     loss_metrics,
     memorisation_metrics,
@@ -80,6 +81,8 @@ from elrcli.plots import curves_svg
 from elrcli.run import RunFolder, csv_text, json_text, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
+MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
+NAMED = 4  # images of a bad batch
 
 
 @joined()
@@ -311,6 +314,7 @@ class Training:
     group: Group = field(default_factory=Group)
     epoch: int = 0  # the one in progress or the next one
     part: PartOfEpoch | None = None  # None between two epochs
+    halvings: int = 0  # of the learning rate
     metrics: list[dict[str, float]] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
     caches: dict[int, ImageCache] = field(default_factory=dict)  # by load size
@@ -348,6 +352,7 @@ class Training:
         self.signal = SharedSignal(group)
         self.processes_before = group.processes
         self.saved_at = time.monotonic()
+        self.finite = FiniteWatch(device)
         self.optimizer = _build_optimizer(config, self.network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
         self.schedule = Schedule(
@@ -394,13 +399,11 @@ class Training:
         with StopSignals() as stop, self._failures_explained(stop, remedy):
             while self.epoch < self.config.epochs:
                 is_last = self.epoch + 1 == self.config.epochs
-                part = self._part_of_epoch()
-                totals = self._train_epoch(loader, observer, stop, remedy)
-                if part.batches["val"] == part.batches["test"] == 0:
-                    self.group.average(batch_statistics(self.method))
-                for split in ("val", "test") if is_last else ("val",):
-                    self._observe_held_out(split, held_out[split], observer, stop, remedy)
-                row = self._epoch_metrics(totals, part.before, time.monotonic() - part.started)
+                try:
+                    row = self._finish_epoch(loader, held_out, observer, stop, remedy)
+                except Diverged as error:
+                    self._begin_again(error, observer)
+                    continue
                 self.metrics.append(row)
                 self.epoch += 1
                 self.part = None
@@ -422,6 +425,75 @@ class Training:
                 f" {self.run.unreadable_file}"
             )
         return self.run
+
+    def _finish_epoch(
+        self,
+        loader: RowLoader,
+        held_out: Mapping[str, RowLoader],
+        observer: Observer,
+        stop: StopSignals,
+        remedy: str,
+    ) -> dict[str, float]:
+        """Train what is left of the epoch and return its row of metrics."""
+        part = self._part_of_epoch()
+        totals = self._train_epoch(loader, observer, stop, remedy)
+        if part.batches["val"] == part.batches["test"] == 0:
+            self.group.average(batch_statistics(self.method))
+        is_last = self.epoch + 1 == self.config.epochs
+        for split in ("val", "test") if is_last else ("val",):
+            self._observe_held_out(split, held_out[split], observer, stop, remedy)
+        return self._epoch_metrics(totals, part.before, time.monotonic() - part.started)
+
+    def _begin_again(self, error: Diverged, observer: Observer) -> None:
+        """Go back to the beginning of the epoch with half the learning rate, or give up.
+
+        Not to the last checkpoint: when that was made is chance.
+        """
+        if self.config.on_nan == "stop" or self.halvings == MOST_HALVINGS:
+            also = f", even at {self._peak_lr:g}" if self.halvings else ""
+            retry = "" if self.halvings else " or --on-nan retry"
+            raise TrainingError(
+                f"{error}{also}. Lower --lr, or add --clip-grad 1{retry}; the state before this "
+                "epoch is saved."
+            ) from error
+        halvings = self.halvings + 1
+        self.group.wait()  # for the first process to have written
+        state = load_checkpoint(
+            self.run.checkpoint_folder,
+            problem=lambda state: None if state.get("part") is None else "within an epoch",
+        )
+        self.load_state_dict(state)
+        self.halvings = halvings
+        self.optimizer.zero_grad(set_to_none=True)
+        self.finite = FiniteWatch(self.runtime.device)
+        self.save()
+        observer.note(
+            f"{error}. Epoch {self.epoch + 1} begins again with half the learning rate,"
+            f" {self._peak_lr:g}"
+        )
+
+    @property
+    def _peak_lr(self) -> float:
+        return self.plan.lr * 0.5**self.halvings
+
+    def _look_for_bad_numbers(self) -> None:
+        """Raise Diverged in all processes if any had numbers that are not finite."""
+        own = self.finite.look()
+        found = None
+        if own is not None:
+            paths = [self.manifest.paths[row] for row in own.rows]
+            named = ", ".join(paths[:NAMED])
+            more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+            # A bad gradient is everybody's, a bad loss that of one process.
+            found = own.what == "gradient", own.number, f"{named}{more}"
+        bad = [one for one in self.group.gather(found) if one is not None]
+        if bad:
+            is_gradient, number, images = min(bad)
+            what = "gradient" if is_gradient else "loss"
+            raise Diverged(
+                f"the {what} is no finite number in epoch {self.epoch + 1}, batch {number + 1}"
+                f" ({images})"
+            )
 
     def _check_same(self, seen: str) -> None:
         """Raise TrainingError unless all processes have `seen` the same."""
@@ -449,6 +521,7 @@ class Training:
             own = SAVE
         told = self.signal.exchange(own)
         if told is not None and self.part is not None:
+            self._look_for_bad_numbers()
             self.save()
         if told is not None and told != SAVE:
             stop.received = told
@@ -466,6 +539,11 @@ class Training:
         """Turn what a signal caused into `Interrupted`, and known failures into advice."""
         try:
             yield
+        except RunError as error:
+            raise RunError(
+                f"{error} The last checkpoint is intact. Make room, then"
+                f" {remedy[0].lower()}{remedy[1:]}"
+            ) from error
         except (RuntimeError, TrainingError) as error:
             stop.settle()
             is_whole = self.part is not None and self.part.is_between_steps
@@ -515,6 +593,7 @@ class Training:
                 first_of_step = number - number % config.accumulate
                 share = 1 / min(config.accumulate, len(loader) - first_of_step)
                 self.gradients.expect(method, index, is_last=is_due)
+                self.finite.loss(step.loss, number, batch.index)
                 self.scaler.scale(step.loss * share).backward()
                 has_gradient = True
                 self.record.update(step.probs, labels, index, self.epoch, step.held_out)
@@ -524,14 +603,17 @@ class Training:
             if is_due and (has_gradient or self.group.processes > 1):
                 self.gradients.finish()
                 factor = self.schedule.factor(self.epoch + (number + 1) / len(loader))
-                set_learning_rate(self.optimizer, self.plan.lr * factor)
-                self._optimizer_step()
+                set_learning_rate(self.optimizer, self._peak_lr * factor)
+                self._optimizer_step(number)
                 has_gradient = False
             if is_due:
                 part.has_done("train", number + 1)
             observer.progress(stage, min(done, total), total)
             if is_due:
                 self._end_if_told(stop, remedy)
+            if (number + 1 - first) % STEPS_BETWEEN_LOOKS == 0:
+                self._look_for_bad_numbers()
+        self._look_for_bad_numbers()
         totals = totals.of_all(self.group)
         if totals.images == 0:
             self._share_unreadable()
@@ -541,7 +623,7 @@ class Training:
             found = self.group.sum(torch.tensor([part.unreadable]))
             self._check_readable(int(found), total)
         if not bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all()):
-            raise diverged("a weight is no longer a finite number")
+            raise Diverged("a weight is no longer a finite number")
         return totals
 
     @contextmanager
@@ -586,12 +668,23 @@ class Training:
         row = next(row for row in self.manifest.rows("train").tolist() if row in self.unreadable)
         return f"{legible(self.manifest.paths[row])}: {self.unreadable[row]}"
 
-    def _optimizer_step(self) -> None:
-        if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    def _optimizer_step(self, number: int) -> None:
+        """Step, after batch `number`, unless the gradient is not finite: the device decides."""
+        parameters = list(self.network.parameters())
+        if self.scaler.is_enabled():  # looks for itself, and too large a scale is no bad sign
+            if self.config.clip_grad is not None:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if self.config.clip_grad is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+            # Fused optimisers leave out the step by it, as they do for a GradScaler.
+            self.optimizer.found_inf = self.finite.gradient(norm, number)  # type: ignore[attr-defined]
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
 
@@ -649,7 +742,7 @@ class Training:
         train, predicted, group = self.rows["train"], self.record.prediction, self.group
         row: dict[str, float] = {
             "epoch": self.epoch + 1,
-            "lr": self.plan.lr * self.schedule.factor(self.epoch + 1),
+            "lr": self._peak_lr * self.schedule.factor(self.epoch + 1),
             "seconds": seconds,
             **loss_metrics(totals),
             **agreement_metrics(
@@ -705,6 +798,7 @@ class Training:
             "record": whole_state(self.record, self.group, self.owner),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
+            "halvings": self.halvings,
             "metrics": self.metrics,
             "unreadable": list(self.unreadable.items()),
             "part": None if self.part is None else self._state_of_part(self.part),
@@ -747,6 +841,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state that `state_dict` returned; what does not fit raises something."""
         self.epoch = range(self.config.epochs + 1)[state["epoch"]]
+        self.halvings = range(MOST_HALVINGS + 1)[state["halvings"]]
         self.processes_before = int(state.get("processes", 1))
         for module, saved in ((self.method, state["method"]), (self.record, state["record"])):
             own = own_state(module, saved, self.share.rows, len(self.manifest))

@@ -103,10 +103,10 @@ class EpochTotals:
 
 
 def loss_metrics(totals: EpochTotals) -> dict[str, float]:
-    """Return losses and speed; raises TrainingError if the loss is not a finite number."""
+    """Return losses and speed; raises Diverged if the loss is not a finite number."""
     loss, cross_entropy, elr_term = totals.losses()
     if not math.isfinite(loss):
-        raise diverged(f"the loss became {loss}")
+        raise Diverged(f"the loss became {loss}")
     return {
         "loss": loss,
         "loss_ce": cross_entropy,
@@ -116,11 +116,8 @@ def loss_metrics(totals: EpochTotals) -> dict[str, float]:
     }
 
 
-def diverged(what: str) -> TrainingError:
-    """Return the error for numbers that training cannot go on from."""
-    return TrainingError(
-        f"{what}. Lower --lr, or add --clip-grad 1; the state before this epoch is saved."
-    )
+class Diverged(TrainingError):
+    """Numbers that training cannot go on from; the message says which, without advice."""
 
 
 def agreement_metrics(

@@ -55,6 +55,7 @@ TRAIN_OPTIONS = [
     ("--layer-decay", "0.75", "layer_decay", 0.75),
     ("--head-lr-scale", "10", "head_lr_scale", 10.0),
     ("--clip-grad", "1", "clip_grad", 1.0),
+    ("--on-nan", "retry", "on_nan", "retry"),
     ("--accumulate", "2", "accumulate", 2),
     ("--image-size", "64", "image_size", 64),
     ("--augment", "strong", "augment", "strong"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from elrcli.engine import fit as module
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.fit import resume
-from elrcli.errors import Interrupted, RunError
+from elrcli.errors import Interrupted, RunError, TrainingError
+from elrcli.methods.single import SingleNetwork
 from elrcli.run import RunFolder
 from tests.engine.test_fit import Recorder, Stopper, assert_same
 
@@ -162,3 +164,110 @@ def test_the_digest_sees_names_shapes_and_values():
         {"a": torch.tensor([0.0, -0.0])},
     ]
     assert len({_digest("", state) for state in states}) == len(states)
+
+
+# --- bad numbers ---
+
+
+def bad_at(monkeypatch: pytest.MonkeyPatch, epoch: int, numbers: set[int], times: int) -> None:
+    """Make the loss of some batches of an epoch NaN, the first `times` times that it is trained."""
+    seed, step = module.Training._seed_step, SingleNetwork.training_step
+    here = {"bad": False, "left": times}
+
+    def seed_step(training: Any, of_epoch: int, number: int) -> torch.Generator:
+        here["bad"] = of_epoch == epoch and number in numbers and here["left"] > 0
+        here["left"] -= here["bad"]
+        return seed(training, of_epoch, number)
+
+    def training_step(self: SingleNetwork, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        return result._replace(loss=result.loss * torch.nan) if here["bad"] else result
+
+    monkeypatch.setattr(module.Training, "_seed_step", seed_step)
+    monkeypatch.setattr(SingleNetwork, "training_step", training_step)
+
+
+def test_a_bad_batch_is_named_and_makes_no_step(train, tmp_path, monkeypatch):
+    bad_at(monkeypatch, 1, {2}, times=1)
+    seen = []
+    after_step = SingleNetwork.after_step
+
+    def keep(self: SingleNetwork) -> None:
+        after_step(self)
+        seen.append(torch.cat([p.detach().flatten() for p in self.network.parameters()]))
+
+    monkeypatch.setattr(SingleNetwork, "after_step", keep)
+    with pytest.raises(TrainingError) as caught:
+        train(batch_size=4)
+    assert re.fullmatch(
+        r"the loss is no finite number in epoch 2, batch 3 \(\w+/\d+\.png, [^)]+\)\. Lower --lr, or"
+        r" add --clip-grad 1 or --on-nan retry; the state before this epoch is saved\.",
+        str(caught.value),
+    )
+    assert seen[8].equal(seen[7])  # 6 batches an epoch: this is the third step of the second
+    assert not seen[9].equal(seen[8])
+    state = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert (state["epoch"], state["part"]) == (1, None)
+
+
+def test_retry_begins_the_epoch_again_with_half_the_rate(train, monkeypatch):
+    heard = Recorder()
+    bad_at(monkeypatch, 1, {2}, times=2)
+    run = train(batch_size=4, on_nan="retry", schedule="constant", lr=0.01, observer=heard)
+    assert [row["lr"] for row in run.metrics()] == [0.01, 0.0025]
+    assert [note.rpartition(" ")[2] for note in heard.notes] == ["0.005", "0.0025"]
+    state = load_checkpoint(run.checkpoint_folder)
+    assert state["halvings"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["method"].values())
+    assert (state["record"]["visits"][state["record"]["prediction"] >= 0] == 2).all()
+
+
+def test_a_retried_run_resumes_as_it_would_have_gone_on(train, tmp_path, monkeypatch):
+    settings = {"batch_size": 4, "on_nan": "retry", "checkpoint_minutes": 0.0}
+    with monkeypatch.context() as patch:
+        bad_at(patch, 1, {4}, times=1)
+        whole = train("whole", **settings)
+    with monkeypatch.context() as patch:
+        bad_at(patch, 1, {4}, times=1)
+        with pytest.raises(Interrupted):
+            train("stopped", observer=StopsAt("epoch 2/2", 12), **settings)
+    bad_at(monkeypatch, 1, {4}, times=1)
+    assert_same(resume(tmp_path / "stopped"), whole)
+
+
+def test_after_three_halvings_the_run_ends(train, monkeypatch):
+    bad_at(monkeypatch, 0, {0}, times=9)
+    with pytest.raises(
+        TrainingError, match=r"even at 0\.00125\. Lower --lr, or add --clip-grad 1;"
+    ):
+        train(on_nan="retry", lr=0.01)
+
+
+# --- a full disk ---
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
+    whole = train("whole", batch_size=4)
+    write = module.save_checkpoint
+
+    def full(folder: Path, epoch: int, state: Any, batch: int = 0) -> Path:
+        if epoch == 1:
+            monkeypatch.setattr("os.fsync", refuse)
+        return write(folder, epoch, state, batch)
+
+    def refuse(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", full)
+        patch.setattr("os.fsync", os.fsync)  # put back at the end
+        with pytest.raises(RunError) as caught:
+            train("run", batch_size=4)
+    monkeypatch.undo()
+    assert str(caught.value).endswith(
+        "cannot be written (No space left on device). The last checkpoint is intact. Make room, "
+        f"then continue with: elr train --resume {tmp_path / 'run'}"
+    )
+    names = {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()}
+    assert names == {"000000.safetensors"}
+    assert_same(resume(tmp_path / "run"), whole)
