@@ -41,6 +41,7 @@ COMMON = "-b test_resnet --no-pretrained --image-size 32 --batch-size 4 --epochs
 COMMON += " --workers 0 --augment strong --checkpoint-minutes 0 --quiet"
 TIMES = ("seconds", "seconds_waiting", "images_per_second", "wait_share")
 START_SHARE = 0.2  # of the kills fall anywhere, also while the program starts
+SECONDS = 4.0  # after the first checkpoint, within which the other kills fall
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def train(
                 if chance.random() < START_SHARE / 100:  # asked about 100 times while it starts
                     kill_at = now
                 elif newest(run) != before:
-                    kill_at = now + chance.uniform(0.0, 1.0)
+                    kill_at = now + chance.uniform(0.0, SECONDS)
             if now > deadline or (kill_at is not None and now >= kill_at):
                 for process in processes:
                     process.send_signal(signal.SIGKILL)
