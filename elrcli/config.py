@@ -214,6 +214,13 @@ class TrainConfig:
     clip_grad: float | None = setting(
         None, "Largest norm of the gradient.", OPTIMISATION, low=0.0, auto="no clipping"
     )
+    on_nan: str = setting(
+        "stop",
+        "A loss that is no finite number ends the run (stop), or the epoch begins again with half"
+        " the learning rate, at most 3 times (retry).",
+        OPTIMISATION,
+        choices=("stop", "retry"),
+    )
     accumulate: int = setting(1, "Batches per optimiser step.", OPTIMISATION, low=1)
 
     image_size: int | None = setting(
@@ -243,6 +250,12 @@ class TrainConfig:
     compile: bool = setting(False, "Compile the network with torch.compile.", MACHINE)
     sync_bn: bool = setting(
         False, "BatchNorm over the images of all processes, not of each alone.", MACHINE
+    )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "Minutes between checkpoints within an epoch; 0 saves after every step.",
+        MACHINE,
+        low=0.0,
     )
     tensorboard: bool = setting(False, "Write TensorBoard events into the run folder.", MACHINE)
     seed: int = setting(

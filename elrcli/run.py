@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -18,6 +22,12 @@ from typing import Any
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, read_manifest
 from elrcli.errors import ConfigError, DataError, RunError, is_text, legible
+
+# What `atomic_path` makes: its name ends in 8 characters of `tempfile`.
+LEFTOVER = re.compile(
+    r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
+    r"\.(json|csv|svg|safetensors)\.[a-z0-9_]{8}"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,11 @@ class RunFolder:
         return self.path / "cache"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked while a process trains here; names that process."""
+        return self.path / "lock"
+
+    @property
     def tensorboard_folder(self) -> Path:
         """TensorBoard events, with `--tensorboard`."""
         return self.path / "tensorboard"
@@ -99,19 +114,61 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
         """Make an empty run folder; an existing one is replaced only with `overwrite`."""
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: is a file. Choose another --out.")
-        if path.is_dir() and any(path.iterdir()):
-            if not cls(path).is_run():
-                raise RunError(f"{path}: not empty and not a run. Choose another --out.")
-            if not overwrite:
-                raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
+        run = cls(path)
+        if run._holds_something() and not overwrite:
+            raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            cls(path)._remove_files()
+            run._remove_files()
         except OSError as error:
             raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
-        return cls(path)
+        return run
+
+    def _holds_something(self) -> bool:
+        """Tell whether there is a run; raises RunError if the place is taken by something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file. Choose another --out.")
+        if not self.path.is_dir() or not {*self.path.iterdir()} - {self.lock_file}:
+            return False
+        if not self.is_run():
+            raise RunError(f"{self.path}: not empty and not a run. Choose another --out.")
+        return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here; raises RunError if one does already.
+
+        The lock ends with this process, however that ends. Processes that it has started do not
+        hold it. A file system without locks has none here either.
+        """
+        self._holds_something()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock_file.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    file.seek(0)
+                    holder = file.read(200).strip() or "another process"
+                    raise RunError(
+                        f"{self.path}: is being trained by {holder}. Wait for it, or choose"
+                        " another --out."
+                    ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a process that was killed while it wrote."""
+        for folder in (self.path, self.checkpoint_folder):
+            for path in folder.glob(".*"):
+                if LEFTOVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def is_run(self) -> bool:
         """Tell whether `elr` wrote `config.json`: other programs use that name too."""
@@ -255,7 +312,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on leaving it is flushed to disk and renamed."""
+    """Give a temporary path beside `path`; on leaving it is flushed to disk and renamed.
+
+    So is the folder: after a power failure there is the old file or the new one.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
@@ -269,10 +329,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -60,7 +60,7 @@ def train(
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Continue an interrupted run from its last epoch.",
+            help="Continue an interrupted run where it stopped.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,27 @@ from torch import Tensor
 from elrcli.errors import RunError
 from elrcli.run import atomic_path
 
-KEPT = 2
-PATTERN = "[0-9]" * 6 + ".safetensors"
+NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?\.safetensors")
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
-def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any]) -> Path:
-    """Write nested `state` as `folder/<number>.safetensors` and drop all but the last two."""
+def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any], batch: int = 0) -> Path:
+    """Write nested `state`, reached after `batch` batches of an epoch, with a hash of it all.
+
+    Kept beside it are the checkpoint before it and the last one of an epoch's end (batch 0). What
+    lies after it is removed: training did not go on from there.
+    """
     tensors: dict[str, Tensor] = {}
-    skeleton = _split(state, "", tensors)
-    path = folder / f"{number:06d}.safetensors"
-    write_tensors(path, tensors, {"state": json.dumps(skeleton)})
-    for old in sorted(folder.glob(PATTERN))[:-KEPT]:
-        old.unlink()
+    skeleton = json.dumps(_split(state, "", tensors))
+    name = f"{epoch:06d}-{batch:06d}" if batch else f"{epoch:06d}"
+    path = folder / f"{name}.safetensors"
+    write_tensors(path, tensors, {"state": skeleton, "sha256": _digest(skeleton, tensors)})
+    before = [(place, file) for place, file in _checkpoints(folder) if place < (epoch, batch)]
+    ends = [file for place, file in before if place[1] == 0]
+    kept = {path, *(file for _, file in before[-1:]), *ends[-1:]}
+    for _, file in _checkpoints(folder):
+        if file not in kept:
+            file.unlink()
     return path
 
 
@@ -41,22 +52,61 @@ def write_tensors(
             raise RunError(f"{path}: cannot be written ({error}).") from None
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return the newest checkpoint's state, tensors on the CPU."""
-    paths = sorted(folder.glob(PATTERN))
+def load_checkpoint(
+    folder: Path,
+    note: Callable[[str], None] = lambda message: None,
+    problem: Callable[[Mapping[str, Any]], str | None] = lambda state: None,
+) -> dict[str, Any]:
+    """Return the state of the newest checkpoint that is whole, tensors on the CPU.
+
+    Newer ones that are torn, changed, or that `problem` says something about, are told to `note`.
+    """
+    paths = [path for _, path in reversed(_checkpoints(folder))]
     if not paths:
         raise RunError(f"{folder}: holds no checkpoint. Train again with `elr train`.")
-    try:
-        with safe_open(paths[-1], framework="pt") as file:
-            skeleton = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return dict(_join(skeleton, tensors))
-    except _UNREADABLE as error:
-        remedy = f"Delete it to go on from {paths[-2].name}" if len(paths) > 1 else "Train again"
-        raise RunError(f"{paths[-1]}: not a whole checkpoint ({error}). {remedy}.") from None
+    told: list[str] = []
+    for path in paths:
+        try:
+            state = _read(path)
+            found = problem(state)
+        except _UNREADABLE as error:
+            found = f"not a whole checkpoint ({error})"
+        if found is None:
+            for message in told:
+                note(f"{message}. {path.name} is used instead.")
+            return state
+        told.append(f"{path}: {found}")
+    raise RunError(f"{told[0]}, and there is no other. Train again.")
 
 
-_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
+def _checkpoints(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """Return ((epoch, batch), file) of all checkpoints, oldest first."""
+    found = [
+        ((int(match[1]), int(match[2] or 0)), path)
+        for path in folder.glob("*.safetensors")
+        if (match := NAME.fullmatch(path.name))
+    ]
+    return sorted(found)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        skeleton = metadata["state"]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata["sha256"] != _digest(skeleton, tensors):
+        raise ValueError("its content does not match its hash")
+    return dict(_join(json.loads(skeleton), tensors))
+
+
+def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state as it is written."""
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

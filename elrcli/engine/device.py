@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,6 +38,15 @@ class Runtime:
         # In lines of all channels the arithmetic has long rows to work on: twice as fast on CPUs.
         lines = pixels.reshape(batch, height, width * channels).float().sub_(mean).div_(std)
         return lines.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def memory_explained(device: torch.device) -> Iterator[None]:
+    """Say what to do where the device has too little memory for predictions."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{device}: out of memory. Lower --batch-size.") from error
 
 
 @lru_cache(maxsize=8)  # a copy to the device in every step would make it wait for the host

@@ -195,8 +195,14 @@ def _first_to_fail(store: Store) -> bool:
         return True
 
 
+SAVE = 1  # told like a signal, less than SIGINT and SIGTERM: save and go on
+
+
 class SharedSignal:
-    """Which signal any process has received, learned by all of them at the same step."""
+    """Which signal any process has received, learned by all of them at the same step.
+
+    Also `SAVE`, which only the first process tells, by its clock.
+    """
 
     def __init__(self, group: Group) -> None:
         self._group = group

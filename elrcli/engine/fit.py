@@ -8,7 +8,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -35,6 +35,7 @@ from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
 from elrcli.engine.distributed import (
+    SAVE,
     GradientMean,
     Group,
     SharedSignal,
@@ -46,13 +47,14 @@ from elrcli.engine.distributed import (
     whole_state,
 )
 from elrcli.engine.features import Features, look_at_images
+from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, FiniteWatch
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
+    Diverged,
     EpochTotals,
     agreement_metrics,
-    diverged,
     held_out_metrics,
     loss_metrics,
     memorisation_metrics,
@@ -79,6 +81,8 @@ from elrcli.plots import curves_svg
 from elrcli.run import RunFolder, csv_text, json_text, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
+MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
+NAMED = 4  # images of a bad batch
 
 
 @joined()
@@ -123,16 +127,18 @@ def fit(
     config = resolve(config, manifest, network, prepared, group.processes)
 
     def create() -> RunFolder:
-        run = RunFolder.create(out or _default_out(config), overwrite=overwrite)
+        RunFolder.create(run.path, overwrite=overwrite)
         write_text(run.config_file, _config_text(config, manifest, prepared))
         write_text(run.classes_file, json_text({"classes": list(manifest.classes)}))
         write_text(run.manifest_file, manifest_text(manifest))
         return run
 
-    run = group.from_first(create)
-    training = Training(config, manifest, run, network, runtime, prepared, group)
-    training.save()
-    return training.run_to_end(observer or Observer(), for_audit=for_audit)
+    run = group.from_first(lambda: RunFolder(out or _default_out(config)))
+    with run.locked() if group.is_first else nullcontext():
+        group.from_first(create)
+        training = Training(config, manifest, run, network, runtime, prepared, group)
+        training.save()
+        return training.run_to_end(observer or Observer(), for_audit=for_audit)
 
 
 @joined()
@@ -141,14 +147,29 @@ def resume(
 ) -> RunFolder:
     """Continue a run from its last checkpoint, with as many processes as there are now.
 
-    A finished run is returned as it is. `for_audit` as for `fit`.
+    With as many as before it goes on in the middle of an epoch, otherwise from an epoch's end. A
+    finished run is returned as it is. `for_audit` as for `fit`.
     """
     run = RunFolder.open(run_path)
+    group = current_group()
+    with run.locked() if group.is_first else nullcontext():
+        return _go_on(run, group, observer or Observer(), for_audit)
+
+
+def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) -> RunFolder:
+    if group.is_first:
+        run.remove_leftovers()
     config = run.train_config()
     if None in (config.batch_size, config.lr, config.weight_decay, config.workers):
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()
-    state = load_checkpoint(run.checkpoint_folder)
+
+    def problem(state: Mapping[str, Any]) -> str | None:
+        if state.get("part") is None or state.get("processes") == group.processes:
+            return None
+        return f"saved within an epoch by {state.get('processes')} processes"
+
+    state = load_checkpoint(run.checkpoint_folder, observer.note, problem)
     _check_size(run, state, manifest, config.epochs)
     network = create_network(
         config.backbone,
@@ -157,7 +178,6 @@ def resume(
         image_size=config.image_size,
         copies=config.networks,
     )
-    group = current_group()
     runtime = choose_runtime(config.device, config.precision)
     _check_sync_bn(config, network, runtime, group)
     prepared = stored_preprocessing(run)
@@ -165,13 +185,13 @@ def resume(
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        problem = str(error).strip().split("\n")[0]
+        message = str(error).strip().split("\n")[0]
         raise RunError(
-            f"{run.checkpoint_folder}: does not fit the run ({problem}). Train again."
+            f"{run.checkpoint_folder}: does not fit the run ({message}). Train again."
         ) from None
     if group.is_first:
         training.save_tables()  # a kill may have come between the checkpoint and these
-    return training.run_to_end(observer or Observer(), for_audit=for_audit)
+    return training.run_to_end(observer, for_audit=for_audit)
 
 
 def _check_size(run: RunFolder, state: Mapping[str, Any], manifest: Manifest, epochs: int) -> None:
@@ -261,6 +281,23 @@ def _check_sync_bn(
 
 
 @dataclass
+class PartOfEpoch:
+    """How far the epoch in progress has come."""
+
+    before: Tensor  # [n] predicted classes an epoch ago, -1 unknown
+    totals: EpochTotals
+    started: float  # by the monotonic clock, as if nothing had come between
+    batches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))  # done
+    unreadable: int = 0  # images of this process
+    is_between_steps: bool = False  # all that is saved belongs to these batches
+
+    def has_done(self, split: str, batches: int) -> None:
+        """Note that so many batches of a split are through, in everything that is saved."""
+        self.batches[split] = batches
+        self.is_between_steps = True
+
+
+@dataclass
 class Training:
     """One run in progress: what the loop works on and what a checkpoint holds.
 
@@ -275,7 +312,9 @@ class Training:
     runtime: Runtime
     preprocessing: Preprocessing
     group: Group = field(default_factory=Group)
-    epoch: int = 0  # the next one to train
+    epoch: int = 0  # the one in progress or the next one
+    part: PartOfEpoch | None = None  # None between two epochs
+    halvings: int = 0  # of the learning rate
     metrics: list[dict[str, float]] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
     caches: dict[int, ImageCache] = field(default_factory=dict)  # by load size
@@ -312,6 +351,8 @@ class Training:
         self.gradients = GradientMean(group, parts)
         self.signal = SharedSignal(group)
         self.processes_before = group.processes
+        self.saved_at = time.monotonic()
+        self.finite = FiniteWatch(device)
         self.optimizer = _build_optimizer(config, self.network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
         self.schedule = Schedule(
@@ -329,7 +370,7 @@ class Training:
 
     def run_to_end(self, observer: Observer, *, for_audit: bool) -> RunFolder:
         """Train the remaining epochs, saving after each, and write the results."""
-        self._check_same(f"epoch {self.epoch}")
+        self._check_same(f"epoch {self.epoch} {self.part and self.part.batches}")
         if self.config.tensorboard and self.group.is_first:
             from elrcli.engine.tensorboard import TensorBoardObserver
 
@@ -348,21 +389,24 @@ class Training:
                 f"{self.plan.batch_size * self.group.processes} images per step instead of "
                 f"{self.plan.batch_size * self.processes_before}"
             )
+        if self.part is not None:
+            done = self.part.batches["train"]
+            observer.note(
+                f"goes on in epoch {self.epoch + 1} after {done} of {len(loader)} batches"
+            )
         drawn_at = time.monotonic()
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
         with StopSignals() as stop, self._failures_explained(stop, remedy):
             while self.epoch < self.config.epochs:
                 is_last = self.epoch + 1 == self.config.epochs
-                before = self.record.prediction.clone()
-                started = time.monotonic()
-                totals = self._train_epoch(loader, observer, stop, remedy)
-                self.group.average(batch_statistics(self.method))
-                self._observe_held_out("val", held_out["val"], observer)
-                if is_last:
-                    self._observe_held_out("test", held_out["test"], observer)
-                row = self._epoch_metrics(totals, before, time.monotonic() - started)
+                try:
+                    row = self._finish_epoch(loader, held_out, observer, stop, remedy)
+                except Diverged as error:
+                    self._begin_again(error, observer)
+                    continue
                 self.metrics.append(row)
                 self.epoch += 1
+                self.part = None
                 self.save()
                 if not is_last and time.monotonic() - drawn_at > SECONDS_BETWEEN_CURVES:
                     self._draw_curves()
@@ -382,6 +426,75 @@ class Training:
             )
         return self.run
 
+    def _finish_epoch(
+        self,
+        loader: RowLoader,
+        held_out: Mapping[str, RowLoader],
+        observer: Observer,
+        stop: StopSignals,
+        remedy: str,
+    ) -> dict[str, float]:
+        """Train what is left of the epoch and return its row of metrics."""
+        part = self._part_of_epoch()
+        totals = self._train_epoch(loader, observer, stop, remedy)
+        if part.batches["val"] == part.batches["test"] == 0:
+            self.group.average(batch_statistics(self.method))
+        is_last = self.epoch + 1 == self.config.epochs
+        for split in ("val", "test") if is_last else ("val",):
+            self._observe_held_out(split, held_out[split], observer, stop, remedy)
+        return self._epoch_metrics(totals, part.before, time.monotonic() - part.started)
+
+    def _begin_again(self, error: Diverged, observer: Observer) -> None:
+        """Go back to the beginning of the epoch with half the learning rate, or give up.
+
+        Not to the last checkpoint: when that was made is chance.
+        """
+        if self.config.on_nan == "stop" or self.halvings == MOST_HALVINGS:
+            also = f", even at {self._peak_lr:g}" if self.halvings else ""
+            retry = "" if self.halvings else " or --on-nan retry"
+            raise TrainingError(
+                f"{error}{also}. Lower --lr, or add --clip-grad 1{retry}; the state before this "
+                "epoch is saved."
+            ) from error
+        halvings = self.halvings + 1
+        self.group.wait()  # for the first process to have written
+        state = load_checkpoint(
+            self.run.checkpoint_folder,
+            problem=lambda state: None if state.get("part") is None else "within an epoch",
+        )
+        self.load_state_dict(state)
+        self.halvings = halvings
+        self.optimizer.zero_grad(set_to_none=True)
+        self.finite = FiniteWatch(self.runtime.device)
+        self.save()
+        observer.note(
+            f"{error}. Epoch {self.epoch + 1} begins again with half the learning rate,"
+            f" {self._peak_lr:g}"
+        )
+
+    @property
+    def _peak_lr(self) -> float:
+        return self.plan.lr * 0.5**self.halvings
+
+    def _look_for_bad_numbers(self) -> None:
+        """Raise Diverged in all processes if any had numbers that are not finite."""
+        own = self.finite.look()
+        found = None
+        if own is not None:
+            paths = [self.manifest.paths[row] for row in own.rows]
+            named = ", ".join(paths[:NAMED])
+            more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+            # A bad gradient is everybody's, a bad loss that of one process.
+            found = own.what == "gradient", own.number, f"{named}{more}"
+        bad = [one for one in self.group.gather(found) if one is not None]
+        if bad:
+            is_gradient, number, images = min(bad)
+            what = "gradient" if is_gradient else "loss"
+            raise Diverged(
+                f"the {what} is no finite number in epoch {self.epoch + 1}, batch {number + 1}"
+                f" ({images})"
+            )
+
     def _check_same(self, seen: str) -> None:
         """Raise TrainingError unless all processes have `seen` the same."""
         digest = hashlib.sha256(seen.encode("utf-8", "surrogateescape")).hexdigest()
@@ -391,18 +504,51 @@ class Training:
                 "must be the same on every machine."
             )
 
+    def _part_of_epoch(self) -> PartOfEpoch:
+        """Return the epoch in progress, which begins here if there is none."""
+        if self.part is None:
+            totals = EpochTotals(self.runtime.device)
+            self.part = PartOfEpoch(self.record.prediction.clone(), totals, time.monotonic())
+        return self.part
+
     def _end_if_told(self, stop: StopSignals, remedy: str) -> None:
-        """Raise `Interrupted` in all processes at once, whichever received a signal."""
-        stop.received = self.signal.exchange(stop.received)
-        stop.raise_if_received(remedy)
+        """Raise `Interrupted` in all processes at once, whichever received a signal.
+
+        Within an epoch the state is saved before, and whenever the first process's clock says so.
+        """
+        own = stop.received
+        if own is None and self.part is not None and self._is_time_to_save():
+            own = SAVE
+        told = self.signal.exchange(own)
+        if told is not None and self.part is not None:
+            self._look_for_bad_numbers()
+            self.save()
+        if told is not None and told != SAVE:
+            stop.received = told
+            stop.raise_if_received(remedy)
+
+    def _is_time_to_save(self) -> bool:
+        now = time.monotonic()
+        is_time = self.group.is_first and now - self.saved_at >= 60 * self.config.checkpoint_minutes
+        if is_time:
+            self.saved_at = now
+        return is_time
 
     @contextmanager
     def _failures_explained(self, stop: StopSignals, remedy: str) -> Iterator[None]:
         """Turn what a signal caused into `Interrupted`, and known failures into advice."""
         try:
             yield
+        except RunError as error:
+            raise RunError(
+                f"{error} The last checkpoint is intact. Make room, then"
+                f" {remedy[0].lower()}{remedy[1:]}"
+            ) from error
         except (RuntimeError, TrainingError) as error:
             stop.settle()
+            is_whole = self.part is not None and self.part.is_between_steps
+            if stop.received is not None and is_whole and self.group.processes == 1:
+                self.save()
             stop.raise_if_received(remedy)
             if isinstance(error, torch.OutOfMemoryError):
                 raise TrainingError(
@@ -423,15 +569,18 @@ class Training:
     ) -> EpochTotals:
         config, method, device = self.config, self.method, self.runtime.device
         training_mode(self.network, config.freeze)
-        totals = EpochTotals(device)
-        done, total = 0, loader.images
+        part = self._part_of_epoch()
+        totals, first = part.totals, part.batches["train"]
+        total = loader.images
+        done = total * first // len(loader)
         stage = f"epoch {self.epoch + 1}/{config.epochs}"
         has_gradient = False
-        unreadable = 0
-        for number, batch in enumerate(totals.time_waiting(loader.epoch(self.epoch))):
+        batches = totals.time_waiting(loader.epoch(self.epoch, first))
+        for number, batch in enumerate(batches, start=first):
+            part.is_between_steps = False
             self.unreadable.update(dict(batch.unreadable))
-            unreadable += len(batch.unreadable)
-            self._check_readable(unreadable, total)
+            part.unreadable += len(batch.unreadable)
+            self._check_readable(part.unreadable, total)
             done += self._count(batch)
             is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
             if len(batch.index) > 0:
@@ -441,9 +590,10 @@ class Training:
                 generator = self._seed_step(self.epoch, number)
                 with self._batch_norm_for(len(index)), self.runtime.autocast():
                     step = method.training_step(images, labels, index, generator)
-                first = number - number % config.accumulate
-                share = 1 / min(config.accumulate, len(loader) - first)
+                first_of_step = number - number % config.accumulate
+                share = 1 / min(config.accumulate, len(loader) - first_of_step)
                 self.gradients.expect(method, index, is_last=is_due)
+                self.finite.loss(step.loss, number, batch.index)
                 self.scaler.scale(step.loss * share).backward()
                 has_gradient = True
                 self.record.update(step.probs, labels, index, self.epoch, step.held_out)
@@ -453,21 +603,27 @@ class Training:
             if is_due and (has_gradient or self.group.processes > 1):
                 self.gradients.finish()
                 factor = self.schedule.factor(self.epoch + (number + 1) / len(loader))
-                set_learning_rate(self.optimizer, self.plan.lr * factor)
-                self._optimizer_step()
+                set_learning_rate(self.optimizer, self._peak_lr * factor)
+                self._optimizer_step(number)
                 has_gradient = False
+            if is_due:
+                part.has_done("train", number + 1)
             observer.progress(stage, min(done, total), total)
-            self._end_if_told(stop, remedy)
+            if is_due:
+                self._end_if_told(stop, remedy)
+            if (number + 1 - first) % STEPS_BETWEEN_LOOKS == 0:
+                self._look_for_bad_numbers()
+        self._look_for_bad_numbers()
         totals = totals.of_all(self.group)
         if totals.images == 0:
             self._share_unreadable()
             raise DataError(self._nothing_readable())
         if self.group.processes > 1:  # so far each has judged by its own images
             self._share_unreadable()
-            found = self.group.sum(torch.tensor([unreadable]))
+            found = self.group.sum(torch.tensor([part.unreadable]))
             self._check_readable(int(found), total)
         if not bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all()):
-            raise diverged("a weight is no longer a finite number")
+            raise Diverged("a weight is no longer a finite number")
         return totals
 
     @contextmanager
@@ -512,12 +668,23 @@ class Training:
         row = next(row for row in self.manifest.rows("train").tolist() if row in self.unreadable)
         return f"{legible(self.manifest.paths[row])}: {self.unreadable[row]}"
 
-    def _optimizer_step(self) -> None:
-        if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    def _optimizer_step(self, number: int) -> None:
+        """Step, after batch `number`, unless the gradient is not finite: the device decides."""
+        parameters = list(self.network.parameters())
+        if self.scaler.is_enabled():  # looks for itself, and too large a scale is no bad sign
+            if self.config.clip_grad is not None:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if self.config.clip_grad is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+            # Fused optimisers leave out the step by it, as they do for a GradScaler.
+            self.optimizer.found_inf = self.finite.gradient(norm, number)  # type: ignore[attr-defined]
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
 
@@ -528,18 +695,27 @@ class Training:
         torch.manual_seed(seed)
         return torch.Generator().manual_seed(seed)
 
-    def _observe_held_out(self, split: str, loader: RowLoader, observer: Observer) -> None:
+    def _observe_held_out(
+        self, split: str, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
+    ) -> None:
         """Let targets and record take the predictions for rows that training does not touch."""
-        done, total = 0, len(self.manifest.rows(split))
-        batches = predict_batches(self.method.predict, loader, self.runtime, self.preprocessing)
-        for probs, batch in batches:
+        part = self._part_of_epoch()
+        first, total = part.batches[split], len(self.manifest.rows(split))
+        done = total * first // max(len(loader), 1)
+        batches = predict_batches(
+            self.method.predict, loader, self.runtime, self.preprocessing, first
+        )
+        for number, (probs, batch) in enumerate(batches, start=first):
+            part.is_between_steps = False
             self.unreadable.update(dict(batch.unreadable))
             done += self._count(batch)
             if len(batch.index) > 0:
                 index = self.share.places(batch.index).to(self.runtime.device)
                 self.method.observe(probs, index)
                 self.record.update(probs, self.labels[index], index, self.epoch, probs)
+            part.has_done(split, number + 1)
             observer.progress(split, min(done, total), total)
+            self._end_if_told(stop, remedy)
 
     def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
@@ -566,7 +742,7 @@ class Training:
         train, predicted, group = self.rows["train"], self.record.prediction, self.group
         row: dict[str, float] = {
             "epoch": self.epoch + 1,
-            "lr": self.plan.lr * self.schedule.factor(self.epoch + 1),
+            "lr": self._peak_lr * self.schedule.factor(self.epoch + 1),
             "seconds": seconds,
             **loss_metrics(totals),
             **agreement_metrics(
@@ -596,8 +772,10 @@ class Training:
         state = self.state_dict()
         if not self.group.is_first:
             return
-        save_checkpoint(self.run.checkpoint_folder, self.epoch, state)
+        done = sum(self.part.batches.values()) if self.part is not None else 0
+        save_checkpoint(self.run.checkpoint_folder, self.epoch, state, done)
         self.save_tables()
+        self.saved_at = time.monotonic()
 
     def save_tables(self) -> None:
         """Write the text files that follow from the state."""
@@ -620,13 +798,50 @@ class Training:
             "record": whole_state(self.record, self.group, self.owner),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
+            "halvings": self.halvings,
             "metrics": self.metrics,
             "unreadable": list(self.unreadable.items()),
+            "part": None if self.part is None else self._state_of_part(self.part),
         }
+
+    def _state_of_part(self, part: PartOfEpoch) -> dict[str, Any]:
+        """Return where an epoch stands; what differs between processes by rank."""
+        is_alone = self.group.processes == 1
+        own = {
+            "totals": part.totals.state_dict(),
+            "unreadable": part.unreadable,
+            # Averaged at the end of the epoch, until then each process has its own.
+            "statistics": [] if is_alone else [t.cpu() for t in batch_statistics(self.method)],
+        }
+        return {
+            "before": self.group.whole(part.before, self.owner),
+            "batches": part.batches,
+            "seconds": time.monotonic() - part.started,
+            "own": self.group.gather(own),
+        }
+
+    def _load_part(self, state: Mapping[str, Any]) -> PartOfEpoch:
+        own, samples = state["own"][self.group.rank], len(self.manifest)
+        if state["before"].shape != (samples,):
+            raise ValueError(f"predictions of {len(state['before'])} samples, not {samples}")
+        totals = EpochTotals(self.runtime.device)
+        totals.load_state_dict(own["totals"])
+        if self.group.processes > 1:
+            statistics = batch_statistics(self.method)
+            for tensor, saved in zip(statistics, own["statistics"], strict=True):
+                tensor.copy_(saved)
+        return PartOfEpoch(
+            before=state["before"][self.share.rows].to(self.runtime.device),
+            totals=totals,
+            started=time.monotonic() - float(state["seconds"]),
+            batches={split: int(state["batches"][split]) for split in SPLITS},
+            unreadable=int(own["unreadable"]),
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state that `state_dict` returned; what does not fit raises something."""
         self.epoch = range(self.config.epochs + 1)[state["epoch"]]
+        self.halvings = range(MOST_HALVINGS + 1)[state["halvings"]]
         self.processes_before = int(state.get("processes", 1))
         for module, saved in ((self.method, state["method"]), (self.record, state["record"])):
             own = own_state(module, saved, self.share.rows, len(self.manifest))
@@ -640,6 +855,7 @@ class Training:
         ]
         rows = range(len(self.manifest))
         self.unreadable = {rows[row]: str(reason) for row, reason in state["unreadable"]}
+        self.part = None if state["part"] is None else self._load_part(state["part"])
 
     def _draw_curves(self) -> None:
         if self.group.is_first:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elrcli.data.loader import Batch, RowLoader
-from elrcli.engine.device import Runtime
+from elrcli.engine.device import Runtime, memory_explained
 from elrcli.models import Preprocessing
 
 
@@ -18,16 +18,17 @@ def predict_batches(
     loader: RowLoader,
     runtime: Runtime,
     preprocessing: Preprocessing,
+    start_batch: int = 0,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (probabilities [B, K] fp32 on the device, batch) in the loader's order.
 
-    `predict` maps normalised images to logits [B, K]. A batch without readable images has
-    probabilities [0, 0].
+    Begins at `start_batch`. `predict` maps normalised images to logits [B, K]. A batch without
+    readable images has probabilities [0, 0].
     """
-    for batch in loader.epoch(0):
+    for batch in loader.epoch(0, start_batch):
         if len(batch.index) == 0:
             yield torch.empty(0, 0, device=runtime.device), batch
             continue
-        with runtime.autocast():
+        with memory_explained(runtime.device), runtime.autocast():
             logits = predict(runtime.normalise(batch.images, preprocessing))
         yield logits.float().softmax(dim=1), batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,12 +62,28 @@ class EpochTotals:
 
     def time_waiting(self, items: Iterator[Item]) -> Iterator[Item]:
         """Pass items on and measure how long each had to be waited for."""
-        started = asked = time.monotonic()
+        asked = time.monotonic()
         for item in items:
             self.seconds_waiting += time.monotonic() - asked
             yield item
+            self.seconds += time.monotonic() - asked
             asked = time.monotonic()
-        self.seconds = time.monotonic() - started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of this process, for a checkpoint in the middle of an epoch."""
+        return {
+            "sums": self._sums.cpu(),
+            "images": self.images,
+            "seconds": self.seconds,
+            "seconds_waiting": self.seconds_waiting,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._sums.copy_(state["sums"])
+        self.images = int(state["images"])
+        self.seconds = float(state["seconds"])
+        self.seconds_waiting = float(state["seconds_waiting"])
 
     def of_all(self, group: Group) -> EpochTotals:
         """Return the sums over all processes and their mean times."""
@@ -87,10 +103,10 @@ class EpochTotals:
 
 
 def loss_metrics(totals: EpochTotals) -> dict[str, float]:
-    """Return losses and speed; raises TrainingError if the loss is not a finite number."""
+    """Return losses and speed; raises Diverged if the loss is not a finite number."""
     loss, cross_entropy, elr_term = totals.losses()
     if not math.isfinite(loss):
-        raise diverged(f"the loss became {loss}")
+        raise Diverged(f"the loss became {loss}")
     return {
         "loss": loss,
         "loss_ce": cross_entropy,
@@ -100,11 +116,8 @@ def loss_metrics(totals: EpochTotals) -> dict[str, float]:
     }
 
 
-def diverged(what: str) -> TrainingError:
-    """Return the error for numbers that training cannot go on from."""
-    return TrainingError(
-        f"{what}. Lower --lr, or add --clip-grad 1; the state before this epoch is saved."
-    )
+class Diverged(TrainingError):
+    """Numbers that training cannot go on from; the message says which, without advice."""
 
 
 def agreement_metrics(

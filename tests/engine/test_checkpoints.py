@@ -67,19 +67,51 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path) == {"epoch": 1}
 
 
-def test_a_torn_checkpoint_is_reported_with_the_way_back(tmp_path):
+@pytest.mark.parametrize("damage", ["torn", "changed"])
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, damage):
     save_checkpoint(tmp_path, 1, {"epoch": 1})
     newest = save_checkpoint(tmp_path, 2, {"weights": torch.zeros(100)})
-    newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.raises(RunError) as caught:
-        load_checkpoint(tmp_path)
-    assert str(caught.value).startswith(f"{newest}: not a whole checkpoint")
-    assert str(caught.value).endswith("Delete it to go on from 000001.safetensors.")
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-1] if damage == "torn" else content[:-1] + b"\x01")
+    notes: list[str] = []
+    assert load_checkpoint(tmp_path, notes.append) == {"epoch": 1}
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{newest}: not a whole checkpoint")
+    assert notes[0].endswith("000001.safetensors is used instead.")
+
+
+def test_a_checkpoint_with_a_problem_is_passed_over(tmp_path):
+    save_checkpoint(tmp_path, 1, {"epoch": 1})
+    save_checkpoint(tmp_path, 1, {"epoch": 1, "part": 3}, batch=3)
+    notes: list[str] = []
+    loaded = load_checkpoint(
+        tmp_path, notes.append, lambda state: "in part" if "part" in state else None
+    )
+    assert loaded == {"epoch": 1}
+    place = tmp_path / "000001-000003.safetensors"
+    assert notes == [f"{place}: in part. 000001.safetensors is used instead."]
+
+
+def test_within_an_epoch_its_beginning_is_kept_too(tmp_path):
+    for epoch, batch in ((0, 0), (1, 0), (1, 4), (1, 8), (1, 12)):
+        save_checkpoint(tmp_path, epoch, {"at": [epoch, batch]}, batch)
+    expected = ["000001-000008.safetensors", "000001-000012.safetensors", "000001.safetensors"]
+    assert names(tmp_path) == expected
+    assert load_checkpoint(tmp_path) == {"at": [1, 12]}
+    save_checkpoint(tmp_path, 2, {"at": [2, 0]})
+    assert load_checkpoint(tmp_path) == {"at": [2, 0]}
+
+
+def test_what_training_did_not_go_on_from_is_removed(tmp_path):
+    for batch in (0, 4, 8):
+        save_checkpoint(tmp_path, 1, {"batch": batch}, batch)
+    save_checkpoint(tmp_path, 1, {"batch": 2}, 2)
+    assert names(tmp_path) == ["000001-000002.safetensors", "000001.safetensors"]
 
 
 def test_the_only_checkpoint_torn(tmp_path):
     save_checkpoint(tmp_path, 1, {}).write_bytes(b"")
-    with pytest.raises(RunError, match=r"not a whole checkpoint .* Train again\.$"):
+    with pytest.raises(RunError, match=r"not a whole checkpoint .* no other\. Train again\.$"):
         load_checkpoint(tmp_path)
 
 
@@ -109,7 +141,9 @@ def test_no_checkpoint(tmp_path, exists):
     ],
 )
 def test_a_hostile_header_is_a_run_error(tmp_path, state):
-    write_tensors(tmp_path / "000001.safetensors", {"w": torch.zeros(2)}, {"state": state})
+    tensors = {"w": torch.zeros(2)}
+    metadata = {"state": state, "sha256": checkpoints._digest(state, tensors)}
+    write_tensors(tmp_path / "000001.safetensors", tensors, metadata)
     with pytest.raises(RunError, match="not a whole checkpoint"):
         load_checkpoint(tmp_path)
 

@@ -390,10 +390,12 @@ def test_resume_with_another_number_of_processes(photos, tmp_path, before, after
     assert {failure.exit_code for failure in stopped} == {143}
     assert len(RunFolder(out).metrics()) < 3
     said = together(go_on, after)[0]
-    assert said == [
+    assert said[-1] == (
         f"begun by {before} processes, goes on with {after}: {32 * after} images per step instead "
         f"of {32 * before}"
-    ]
+    )
+    passed_over = f"saved within an epoch by {before} processes. 000001.safetensors is used instead"
+    assert [passed_over in line for line in said] == ([True, False] if before == 2 else [False])
     whole = train(photos, tmp_path / "whole", **settings)
     for part in ("method", "record"):
         assert_same_tensors(state_of(RunFolder(out))[part], state_of(whole)[part])
@@ -418,6 +420,8 @@ def test_an_interrupted_run_of_two_equals_an_uninterrupted_one(photos, tmp_path)
     assert kinds == [("EndedByAnother", 130), ("Interrupted", 130)]
     message = next(failure.message for failure in stopped if failure.kind == "Interrupted")
     assert message == f"stopped by SIGINT. Continue with: elr train --resume {out}"
+    stopped_at = state_of(RunFolder(out))
+    assert (stopped_at["epoch"], stopped_at["part"]["batches"]["train"]) == (1, 2)  # of 3 batches
     together(lambda rank: resume(out).path)
     one, other = state_of(RunFolder(out)), state_of(whole)
     for part in ("method", "record"):

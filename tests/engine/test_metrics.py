@@ -66,7 +66,7 @@ def test_a_loss_that_is_no_number_ends_the_training(value):
     totals = EpochTotals(CPU)
     totals.add(step(1.0, 0.0), images=4)
     totals.add(step(value, 0.0), images=4)
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf)\. Lower --lr"):
+    with pytest.raises(TrainingError, match=r"^the loss became (nan|inf)$"):
         loss_metrics(totals)
 
 

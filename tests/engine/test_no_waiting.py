@@ -50,7 +50,7 @@ class Batches:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         for step in range(self.steps):
             images = torch.full((4, 3, 32, 32), step, dtype=torch.uint8)
             yield Batch(images, torch.tensor([0, 1, 2, 0]), torch.arange(4) + step, ())
@@ -63,7 +63,7 @@ def training_of(train, monkeypatch) -> Callable[..., Training]:
     def call(**settings: object) -> Training:
         built: list[Training] = []
 
-        def keep(training: Training, observer: Observer) -> RunFolder:
+        def keep(training: Training, observer: Observer, *, for_audit: bool) -> RunFolder:
             built.append(training)
             return training.run
 
@@ -76,6 +76,7 @@ def training_of(train, monkeypatch) -> Callable[..., Training]:
 
 
 def steps_taken(training: Training, steps: int) -> None:
+    training.part = None  # as at the beginning of an epoch
     with StopSignals() as stop:
         training._train_epoch(Batches(steps), Observer(), stop, "")  # type: ignore[arg-type]
 

@@ -200,3 +200,12 @@ def test_a_run_can_be_moved(shared_run, files, tmp_path):
         for path in (shared_run.path, tmp_path / "moved")
     )
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+def test_out_of_memory_says_what_to_lower(shared_run, files, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", refuse)
+    with pytest.raises(ModelError, match=r"^cpu: out of memory\. Lower --batch-size\.$"):
+        list(predict_images(shared_run.path, files[:1], device="cpu", workers=0))
