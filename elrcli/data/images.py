@@ -109,10 +109,13 @@ def cut(pixels: np.ndarray, window: Window, size: int) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return pixels uint8 [H, W, 3] at another size: bilinear, with antialiasing to shrink."""
+    """Return pixels uint8 [H, W, 3] at another size: bilinear, with antialiasing to shrink.
+
+    Not for the last fifth: so little leaves no pixel out, and takes half the time without.
+    """
     if pixels.shape[:2] == (height, width):
         return pixels
-    if height >= pixels.shape[0] and width >= pixels.shape[1]:
+    if pixels.shape[0] <= 1.2 * height and pixels.shape[1] <= 1.2 * width:
         return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     # The numbers of Pillow's resize up to one grey level, in a third of the time.
     import torch  # only here: listing a folder should not wait for it
