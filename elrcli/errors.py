@@ -17,7 +17,11 @@ def printable(text: str) -> str:
 
 def is_text(name: str) -> bool:
     """Tell text from bytes that are not UTF-8 and from NUL, which a wrong encoding leaves."""
-    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
 
 
 def legible(name: str) -> str:

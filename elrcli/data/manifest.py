@@ -383,7 +383,6 @@ def _read_csv(
     bases = {base, os.path.realpath(base)}
     known = None if classes is None else set(classes)
     rows: dict[str, _Row] = {}
-    seen: dict[str, bool] = {}  # whether a label is text
     bad: list[str] = []
 
     lines = csv_rows(csv_path, path_column)
@@ -411,9 +410,7 @@ def _read_csv(
         split_name = "" if split_at is None else cells[split_at].strip()
         split = SPLIT_CODES.get(split_name.lower() or "train")
         truth = None if truth_at is None else cells[truth_at].strip()
-        for name in (label, truth or label):
-            if name not in seen:
-                seen[name] = is_text(name)
+        no_text = next((name for name in (label, truth or "") if not is_text(name)), None)
         path = _relative(cells[path_at], bases)
         if not cells[path_at].strip():
             problem = "no path"
@@ -421,9 +418,8 @@ def _read_csv(
             problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
         elif not label:
             problem = "no label"
-        elif not (seen[label] and seen[truth or label]):
-            wrong = label if not seen[label] else truth or label
-            problem = f"'{legible(wrong)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
+        elif no_text is not None:
+            problem = f"'{legible(no_text)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
         elif known is not None and label not in known:
             problem = _unknown("class", label, known)
         elif split is None:
