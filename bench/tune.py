@@ -24,7 +24,7 @@ from elrcli.config import TrainConfig
 from elrcli.engine.fit import fit
 from elrcli.engine.tune import Candidate, tune
 
-SETS = ("digits-sym20", "digits-sym40", "digits-asym30", "cifar5-sym40")
+SETS = ("digits-sym20", "digits-sym40", "digits-asym30", "cifar5-sym40", "shapes12-sym30")
 CIFAR_IMAGES, CIFAR_TESTS = 1500, 2500
 CIFAR_CLASSES = ("airplane", "automobile", "cat", "frog", "ship")
 GRID: dict[str, tuple[float, ...]] = {
@@ -52,6 +52,8 @@ def make_config(name: str, folder: Path, cifar: Path | None, labels: Path | None
     out = folder / f"{name}.csv"
     if kind == "digits":
         made = sets.digits(out, noise)
+    elif kind == "shapes12":
+        made = sets.shapes(out, noise, per_class=100, classes=12)
     else:
         if cifar is None or labels is None:
             raise SystemExit("CIFAR-10 needs --cifar and --labels.")

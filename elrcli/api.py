@@ -66,7 +66,6 @@ def tune(
     lambdas: Sequence[float] | None = None,
     betas: Sequence[float] | None = None,
     lrs: Sequence[float] | None = None,
-    trials: int | None = None,
     out: AnyPath | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
@@ -91,7 +90,6 @@ def tune(
         config,
         _path(out),
         **{name: tuple(values) for name, values in grid.items() if values is not None},
-        trials=trials,
         overwrite=overwrite,
         observer=observer,
     )

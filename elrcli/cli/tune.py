@@ -25,7 +25,7 @@ from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name
 from elrcli.errors import Interrupted
 
 if TYPE_CHECKING:
-    from elrcli.engine.tune import TuneResult
+    from elrcli.engine.tune import Choice, TuneResult
 
 SEARCH = "Search"
 NOT_PASSED_ON = ("data", *TUNED_SETTINGS, "tensorboard")
@@ -60,16 +60,6 @@ def tune(
         Any,
         _grid_option("--lrs", "Values of --lr.", "0.3, 1 and 3 times the default of --lr"),
     ] = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            "--trials",
-            min=1,
-            help="Draw that many pairs of lambda and beta.",
-            rich_help_panel=SEARCH,
-            show_default="all",
-        ),
-    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -95,7 +85,7 @@ def tune(
     from elrcli import api
     from elrcli.cli import console
 
-    grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs, "trials": trials}
+    grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs}
     try:
         with console.watch(quiet) as observer:
             result = api.tune(
@@ -132,7 +122,7 @@ def tune_lines(result: TuneResult) -> list[str]:
         (
             *(f"{value:g}" for value in candidate),
             *(_share(reached, (candidate, epochs)) for epochs in lengths),
-            "pick" if candidate == result.choice.pick else "",
+            "pick" if candidate == result.pick else "",
         )
         for candidate in candidates
     ]
@@ -141,19 +131,21 @@ def tune_lines(result: TuneResult) -> list[str]:
         f"Share of {result.val_images:,} validation labels predicted, after",
         *aligned(header, rows, left=0),
         "",
-        *_reason(result),
+        *(_reason(name, choice) for name, choice in result.choices.items()),
         f"The search took as much training as {result.cost:.0%} of its grid.",
     ]
 
 
-def _reason(result: TuneResult) -> list[str]:
-    pick, best, error, within = result.choice
-    lines = [f"Best: {best}. One standard error of its share is {100 * error:.1f} points."]
-    if within == 1:
-        return [*lines, "No other setting is that close to it."]
-    lines.append(f"{within} settings are within it: they cannot be told apart.")
-    nearest = "it is nearest to the defaults" if pick == best else "nearest to the defaults"
-    return [*lines, f"Pick: {pick}, {nearest}."]
+def _reason(name: str, choice: Choice) -> str:
+    """Return what was picked in one step, and why."""
+    pick, best = (f"{getattr(each, name):g}" for each in (choice.pick, choice.best))
+    title = option_name(name).removeprefix("--")
+    if choice.within == 1:
+        return f"{title} {pick}: the best of {choice.compared}."
+    return (
+        f"{title} {pick}: nearest to the default of {choice.within} that cannot be told apart;"
+        f" {best} is ahead."
+    )
 
 
 def _share(reached: dict[Any, float | None], key: tuple[Any, int]) -> str:

@@ -1,15 +1,14 @@
-"""A short search over lambda, beta and learning rate.
+"""A short search over learning rate, lambda and beta, one after the other.
 
-Short runs choose the learning rate, longer ones lambda and beta at that rate: what these two do
-shows only once a network begins to memorise. The criterion is the share of validation images
-whose given label is predicted, at the end of a run. Every run has the whole learning-rate
-schedule, squeezed into its epochs, and the same validation rows.
+Short runs choose the learning rate. What lambda and beta do shows only once a network begins to
+memorise: their runs take what is left of a quarter of the cost of the whole grid. The criterion is
+the share of validation images whose given label is predicted, at the end of a run. Every run has
+the whole learning-rate schedule, squeezed into its epochs, and the same validation rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, manifest_text
+from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
 from elrcli.engine.observer import Observer
@@ -33,9 +33,10 @@ from elrcli.run import RunFolder, csv_text, json_text, write_text
 LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
 LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate
 COST = 1 / 4  # of what the whole grid would take
-SHORT, LONG = 1 / 8, 1 / 3  # of the epochs: the runs for the rate, and the least for the others
+SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: the runs for the rate, and the least for the others
 MIN_EPOCHS = 2  # one epoch has no targets to speak of
-MACHINE_SETTINGS = ("cache", "device", "workers", "compile")  # a search may go on with others
+# A search may go on with others.
+MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes")
 
 
 class Candidate(NamedTuple):
@@ -73,8 +74,8 @@ class Choice(NamedTuple):
 
     pick: Candidate
     best: Candidate
-    standard_error: float  # of the best one's agreement, as a share
-    within: int  # candidates within it, the best one among them
+    within: int  # candidates within one standard error of the best, that one among them
+    compared: int
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ class TuneResult:
 
     folder: Path
     config: TrainConfig  # the whole training with the pick
-    trials: list[Trial]  # in the order of training, short runs first
-    choice: Choice
+    pick: Candidate
+    choices: dict[str, Choice]  # by field of Candidate, in the order of the search
+    trials: list[Trial]  # in the order of training
     val_images: int
     cost: float  # epochs trained, as a share of the whole grid's
 
@@ -92,10 +94,17 @@ class TuneResult:
         """Return everything but the config as plain values for JSON."""
         return {
             "folder": str(self.folder),
-            "pick": _plain(self.choice.pick),
-            "best": _plain(self.choice.best),
-            "standard_error": self.choice.standard_error,
-            "within": self.choice.within,
+            "pick": _plain(self.pick),
+            "steps": [
+                {
+                    "setting": "lambda" if name == "lam" else name,
+                    "pick": getattr(choice.pick, name),
+                    "best": getattr(choice.best, name),
+                    "within": choice.within,
+                    "compared": choice.compared,
+                }
+                for name, choice in self.choices.items()
+            ],
             "val_images": self.val_images,
             "cost": self.cost,
             "trials": [_row(trial) for trial in self.trials],
@@ -110,112 +119,108 @@ def tune(
     lambdas: Sequence[float] = LAMBDAS,
     betas: Sequence[float] = BETAS,
     lrs: Sequence[float] | None = None,
-    trials: int | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> TuneResult:
-    """Search the grid of `lambdas`, `betas` and `lrs` for the training that `config` describes.
+    """Search learning rate, lambda and beta for the training that `config` describes.
 
-    `lrs` defaults to LR_FACTORS times the automatic rate. With more than `trials` pairs of lambda
-    and beta, that many are drawn. `out` defaults to `runs/<data>-tune-<time>`; a search that is
-    there already goes on. Processes started by torchrun search together. Raises ConfigError,
-    DataError, RunError or TrainingError; Interrupted after a signal, with the trial saved.
+    `lrs` defaults to LR_FACTORS times the automatic rate, `out` to `runs/<data>-tune-<time>`; a
+    search that is there already goes on. Processes started by torchrun search together. Raises
+    ConfigError, DataError, RunError or TrainingError; Interrupted after a signal, with the trial
+    saved.
     """
     observer = observer or Observer()
     if not config.has_elr_term:
         raise ConfigError(f"--method {config.method}: has no lambda and no beta to search.")
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials {trials}: must be at least 1.")
     automatic = _automatic_lr(config)
     default = Candidate(TrainConfig.lam, TrainConfig.beta, automatic)
     if lrs is None:
         lrs = [float(f"{factor * automatic:.3g}") for factor in LR_FACTORS]
     grid = _grid(config, lambdas, betas, lrs)
-    rates = list(dict.fromkeys(candidate.lr for candidate in grid))
-    pairs = [candidate for candidate in grid if candidate.lr == rates[0]]
-    pairs = draw_pairs(pairs, default, trials, config.seed)
     manifest = load_samples(config)
     val_images = len(manifest.rows("val"))
     if val_images == 0:
         raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
     group = current_group()
     folder = out or group.from_first(lambda: default_folder(config.data))
-    description = _description(config, pairs, rates, manifest)
+    description = _description(config, grid, manifest)
     group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
 
-    short, long = plan_epochs(len(pairs), len(rates), config.epochs)
-    planned = len(pairs) * long + (len(rates) * short if len(rates) > 1 else 0)
+    sizes = {name: len(values) for name, values in grid.items()}
+    epochs, planned = plan_epochs(sizes, config.epochs)
     observer.note(
         f"{folder}: {planned} epochs in all, like {planned / config.epochs:.1f} whole trainings"
     )
+    pick = Candidate(**{name: _nearest(name, grid[name], default) for name in grid})
+    choices: dict[str, Choice] = {}
     done: list[Trial] = []
-
-    def compare(candidates: Sequence[Candidate], epochs: int) -> Choice:
-        """Train candidates and choose among those that could be trained."""
-        scores = {}
-        for number, candidate in enumerate(candidates, 1):
-            title = f"{number} of {len(candidates)}"
-            trial = _run_trial(config, candidate, epochs, folder, title, observer)
-            if trial not in done:  # where all runs are of one length
+    for name, values in grid.items():
+        if len(values) == 1:
+            continue
+        hits: dict[Candidate, np.ndarray] = {}
+        for number, value in enumerate(values, 1):
+            candidate = pick._replace(**{name: value})
+            title = f"{number} of {len(values)}"
+            predicted = _run_trial(
+                config, candidate, epochs[name], manifest, folder, title, observer
+            )
+            trial = Trial(candidate, epochs[name], None)
+            if predicted is not None:
+                hits[candidate] = predicted
+                trial = trial._replace(agreement=float(predicted.mean()))
+            if trial not in done:  # one value of beta has been trained with for lambda
                 done.append(trial)
             if group.is_first:
                 write_text(folder / "trials.csv", _table(done))
-            if trial.agreement is not None:
-                scores[candidate] = trial.agreement
-        if not scores:
+        if not hits:
             raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
-        return choose(scores, default, val_images)
-
-    rate = rates[0]
-    if len(rates) > 1:
-        nearest = min(pairs, key=default.distance)
-        rate = compare([nearest._replace(lr=lr) for lr in rates], short).pick.lr
-    choice = compare([pair._replace(lr=rate) for pair in pairs], long)
+        choices[name] = choose(hits, default)
+        pick = choices[name].pick
     return TuneResult(
         folder=folder,
-        config=config.replace(**choice.pick._asdict()),
+        config=config.replace(**pick._asdict()),
+        pick=pick,
+        choices=choices,
         trials=done,
-        choice=choice,
         val_images=val_images,
-        cost=planned / (config.epochs * len(pairs) * len(rates)),
+        cost=planned / (config.epochs * math.prod(sizes.values())),
     )
 
 
-def plan_epochs(pairs: int, rates: int, epochs: int) -> tuple[int, int]:
-    """Return how long the runs for the learning rate and those for lambda and beta are.
+def plan_epochs(sizes: Mapping[str, int], epochs: int) -> tuple[dict[str, int], int]:
+    """Return the length of the runs for each of `lr`, `lam` and `beta`, and the sum of them all.
 
-    The longer runs share what is left of COST, as long as that gives each at least LONG.
+    `sizes` are the numbers of values, `epochs` the length of the training that the search is for.
+    The runs for lambda and beta share what the short ones leave of COST, but have at least LONG.
     """
+    short_runs = sizes["lr"] if sizes["lr"] > 1 else 0
+    long_runs = sizes["lam"] + sizes["beta"] - 1  # the second comparison has one run already
+    if sizes["lam"] == sizes["beta"] == 1:
+        long_runs = 0
     short = min(epochs, max(MIN_EPOCHS, round(SHORT * epochs)))
-    share = int((COST * pairs * rates * epochs - rates * short) / pairs)
-    return short, min(epochs, max(MIN_EPOCHS, round(LONG * epochs), share))
+    left = COST * epochs * math.prod(sizes.values()) - short_runs * short
+    share = int(left / max(long_runs, 1))
+    long = min(epochs, max(MIN_EPOCHS, round(LONG * epochs), share))
+    planned = short_runs * short + long_runs * long
+    return {"lr": short, "lam": long, "beta": long}, planned
 
 
-def choose(scores: Mapping[Candidate, float], default: Candidate, images: int) -> Choice:
+def choose(hits: Mapping[Candidate, np.ndarray], default: Candidate) -> Choice:
     """Return the candidate nearest to `default` within one standard error of the best.
 
-    `scores` are shares of `images` validation labels predicted. The error is the binomial one of
-    the best share with two hits and two misses added (Agresti and Coull 1998), so never 0.
+    `hits` tell which of the V validation labels each predicts, bool [V]. Two candidates differ
+    only where one is right and the other wrong: on g images for the best and l for the other, and
+    if both were equally good, g - l would have the standard error sqrt(g + l) (McNemar 1947).
     """
-    best = max(scores, key=lambda candidate: (scores[candidate], -candidate.distance(default)))
-    share = (scores[best] * images + 2) / (images + 4)
-    error = math.sqrt(share * (1 - share) / (images + 4))
-    within = [candidate for candidate in scores if scores[candidate] >= scores[best] - error]
-    pick = min(within, key=lambda candidate: (candidate.distance(default), -scores[candidate]))
-    return Choice(pick, best, error, len(within))
-
-
-def draw_pairs(
-    pairs: Sequence[Candidate], default: Candidate, limit: int | None, seed: int
-) -> list[Candidate]:
-    """Return all pairs, or `limit` of them: the nearest to `default` and a seeded draw."""
-    if limit is None or limit >= len(pairs):
-        return list(pairs)
-    nearest = min(pairs, key=default.distance)
-    others = [pair for pair in pairs if pair != nearest]
-    drawn = np.random.default_rng(seed).permutation(len(others))[: limit - 1]
-    kept = {nearest, *(others[place] for place in drawn)}
-    return [pair for pair in pairs if pair in kept]
+    best = max(hits, key=lambda each: (hits[each].mean(), -each.distance(default)))
+    within = []
+    for candidate, predicted in hits.items():
+        gained = int((hits[best] & ~predicted).sum())
+        lost = int((predicted & ~hits[best]).sum())
+        if gained - lost <= math.sqrt(gained + lost):
+            within.append(candidate)
+    pick = min(within, key=lambda each: (each.distance(default), -hits[each].mean()))
+    return Choice(pick, best, len(within), len(hits))
 
 
 def shortened(config: TrainConfig, epochs: int) -> TrainConfig:
@@ -238,16 +243,21 @@ def default_folder(data: Path) -> Path:
 
 def _grid(
     config: TrainConfig, lambdas: Sequence[float], betas: Sequence[float], lrs: Sequence[float]
-) -> list[Candidate]:
-    """Return all combinations, each of them a setting that can be trained with."""
-    grid = list(dict.fromkeys(Candidate(*each) for each in itertools.product(lambdas, betas, lrs)))
-    for candidate in grid:
-        config.replace(**candidate._asdict())
-    if min(lrs, default=0.0) <= 0:
+) -> dict[str, list[float]]:
+    """Return the values by field of Candidate in the order of the search, each checked."""
+    grid = {
+        name: [getattr(config.replace(**{name: value}), name) for value in dict.fromkeys(values)]
+        for name, values in (("lr", lrs), ("lam", lambdas), ("beta", betas))
+    }
+    if min(grid["lr"], default=0.0) <= 0:
         raise ConfigError("--lrs: needs learning rates above 0.")
-    if len(grid) < 2:
+    if all(len(values) == 1 for values in grid.values()):
         raise ConfigError("one setting is no choice. Name several --lambdas, --betas or --lrs.")
     return grid
+
+
+def _nearest(name: str, values: Sequence[float], default: Candidate) -> float:
+    return min(values, key=lambda value: default.distance(default._replace(**{name: value})))
 
 
 def _automatic_lr(config: TrainConfig) -> float:
@@ -258,7 +268,7 @@ def _automatic_lr(config: TrainConfig) -> float:
 
 
 def _description(
-    config: TrainConfig, pairs: Sequence[Candidate], rates: Sequence[float], manifest: Manifest
+    config: TrainConfig, grid: Mapping[str, Sequence[float]], manifest: Manifest
 ) -> dict[str, Any]:
     """Return what must be equal for a search to go on."""
     left_out = (*Candidate._fields, *MACHINE_SETTINGS)
@@ -266,7 +276,7 @@ def _description(
     samples = f"{manifest.root}\n{manifest_text(manifest)}"
     return {
         "settings": settings | {"data": str(config.data.absolute())},
-        "grid": {"pairs": [[pair.lam, pair.beta] for pair in pairs], "lrs": list(rates)},
+        "grid": dict(grid),
         "samples": hashlib.sha256(samples.encode("utf-8", "surrogateescape")).hexdigest(),
     }
 
@@ -304,16 +314,21 @@ def _run_trial(
     config: TrainConfig,
     candidate: Candidate,
     epochs: int,
+    manifest: Manifest,
     folder: Path,
     title: str,
     observer: Observer,
-) -> Trial:
-    """Train one candidate, go on where it stopped, or read what it reached."""
+) -> np.ndarray | None:
+    """Train one candidate, go on where it stopped, or read what it reached.
+
+    Returns which validation labels it predicts, bool [V] without unreadable images, or None where
+    training failed.
+    """
     name = f"{epochs}-epochs-{candidate}".replace(", ", "-").replace(" ", "-")
     run = RunFolder(folder / "trials" / name)
+    reached = run.path / "validation.txt"
     group = current_group()
-    metrics = group.from_first(run.metrics)
-    if len(metrics) < epochs:
+    if not group.from_first(reached.is_file):
         watcher = _TrialObserver(observer, f"run {title}")
         try:
             if group.from_first(lambda: run.is_run() and run.checkpoint_folder.is_dir()):
@@ -330,15 +345,24 @@ def _run_trial(
             if group.processes > 1:  # the others may not know of it
                 raise
             observer.note(f"{candidate}: {error}")
-            return Trial(candidate, epochs, None)
-        metrics = group.from_first(run.metrics)
-    if group.is_first:
-        run.remove_state()
-    agreement = metrics[-1]["val_agreement"]
-    if agreement is None:
+            return None
+        group.from_first(lambda: write_text(reached, _hits_text(run, manifest)))
+    group.from_first(run.remove_state)
+    marks = group.from_first(lambda: reached.read_text(encoding="utf-8"))
+    hits = np.array([mark == "1" for mark in marks if mark in "01"])
+    if len(hits) == 0:
         raise DataError(f"{config.data}: no validation image can be read.")
-    observer.note(f"{title}: {candidate}, {epochs} epochs: {agreement:.1%}")
-    return Trial(candidate, epochs, agreement)
+    observer.note(f"{title}: {candidate}, {epochs} epochs: {hits.mean():.1%}")
+    return hits
+
+
+def _hits_text(run: RunFolder, manifest: Manifest) -> str:
+    """Return one mark per validation image: 1 predicted as labelled, 0 otherwise, - unreadable."""
+    rows = manifest.rows("val")
+    predicted = load_checkpoint(run.checkpoint_folder)["record"]["prediction"].numpy()[rows]
+    labels = manifest.labels[rows]
+    marks = np.where(predicted < 0, "-", np.where(predicted == labels, "1", "0"))
+    return "".join(marks) + "\n"
 
 
 @dataclass(frozen=True)

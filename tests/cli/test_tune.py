@@ -26,7 +26,11 @@ def _found(tmp_path, monkeypatch) -> None:
             folder=out or Path("runs/photos-tune"),
             config=config.replace(lam=3.0, beta=0.7, lr=0.001),
             trials=[*trials, Trial(OTHER, 8, 0.72), Trial(Candidate(7.0, 0.7, 0.003), 2, None)],
-            choice=Choice(DEFAULT, OTHER, 0.0449, 2),
+            pick=DEFAULT,
+            choices={
+                "lr": Choice(DEFAULT, DEFAULT, 1, 3),
+                "lam": Choice(DEFAULT, OTHER, 2, 2),
+            },
             val_images=100,
             cost=0.25,
         )
@@ -44,9 +48,8 @@ def test_table_pick_and_command_on_stdout(elr):
         "     1   0.7  0.003     52.5%     72.0%",
         "     7   0.7  0.003    failed",
         "",
-        "Best: lambda 1, beta 0.7, lr 0.003. One standard error of its share is 4.5 points.",
-        "2 settings are within it: they cannot be told apart.",
-        "Pick: lambda 3, beta 0.7, lr 0.001, nearest to the defaults.",
+        "lr 0.001: the best of 3.",
+        "lambda 3: nearest to the default of 2 that cannot be told apart; 1 is ahead.",
         "The search took as much training as 25% of its grid.",
         "",
         "elr train 'my photos' --lambda 3 --beta 0.7 --epochs 16 --lr 0.001 --no-flip",
@@ -59,28 +62,31 @@ def test_json_on_stdout(elr):
         assert outcome.err == ""
         found = json.loads(outcome.out)
         assert found["pick"] == {"lambda": 3.0, "beta": 0.7, "lr": 0.001}
-        assert found["best"] == {"lambda": 1.0, "beta": 0.7, "lr": 0.003}
-        assert (found["within"], found["val_images"], found["cost"]) == (2, 100, 0.25)
-        assert found["standard_error"] == 0.0449
+        assert found["steps"] == [
+            {"setting": "lr", "pick": 0.001, "best": 0.001, "within": 1, "compared": 3},
+            {"setting": "lambda", "pick": 3.0, "best": 1.0, "within": 2, "compared": 2},
+        ]
+        assert (found["val_images"], found["cost"]) == (100, 0.25)
         assert found["folder"] == "t"
         assert found["command"] == "elr train photos --lambda 3 --beta 0.7 --lr 0.001"
-        assert found["trials"][1] == found["best"] | {"epochs": 2, "val_agreement": 0.525}
+        other = {"lambda": 1.0, "beta": 0.7, "lr": 0.003}
+        assert found["trials"][1] == other | {"epochs": 2, "val_agreement": 0.525}
 
 
 def test_the_grid_reaches_the_search(elr):
-    grid = ("--lambdas", "1,5", "--betas", "0.5", "--lrs", "1e-3,1e-4", "--trials", 3)
+    grid = ("--lambdas", "1,5", "--betas", "0.5", "--lrs", "1e-3,1e-4")
     elr("tune", "photos", *grid, "-o", "t", "--overwrite")
     call = CALLS[-1]
     assert (call["lambdas"], call["betas"], call["lrs"]) == ((1.0, 5.0), (0.5,), (0.001, 0.0001))
-    assert (call["trials"], call["out"], call["overwrite"]) == (3, Path("t"), True)
+    assert (call["out"], call["overwrite"]) == (Path("t"), True)
     elr("tune", "photos")
     call = CALLS[-1]
     assert not {"lambdas", "betas", "lrs"}.intersection(call)
-    assert (call["trials"], call["overwrite"]) == (None, False)
+    assert call["overwrite"] is False
     assert call["out"] is None
 
 
-@pytest.mark.parametrize("typed", [("--lambdas", "a"), ("--betas", ""), ("--trials", "0")])
+@pytest.mark.parametrize("typed", [("--lambdas", "a"), ("--betas", "")])
 def test_a_wrong_grid_is_a_usage_error(elr, typed):
     outcome = elr("tune", "photos", *typed)
     assert outcome.code == 2
@@ -95,6 +101,7 @@ PASSED_ON = [
     ("--split-column", "part", "split_column", "part"),
     ("--truth-column", "true", "truth_column", "true"),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
+    ("--max-unreadable", "0", "max_unreadable", 0.0),
     ("--balanced", None, "balanced", True),
     ("--no-balanced", None, "balanced", False),
     ("--backbone", "resnet18", "backbone", "resnet18"),
@@ -136,6 +143,8 @@ PASSED_ON = [
     ("--workers", "0", "workers", 0),
     ("--device", "cuda:1", "device", "cuda:1"),
     ("--precision", "bf16", "precision", "bf16"),
+    ("--on-nan", "retry", "on_nan", "retry"),
+    ("--checkpoint-minutes", "0", "checkpoint_minutes", 0.0),
     ("--sync-bn", None, "sync_bn", True),
     ("--no-sync-bn", None, "sync_bn", False),
     ("--compile", None, "compile", True),

@@ -573,7 +573,7 @@ def test_a_search_trains_together(photos, tmp_path, monkeypatch):
         found = tune(config, lambdas=(1.0, 3.0), betas=(0.7,), lrs=(0.01, 0.02))
         again = tune(config, found.folder, lambdas=(1.0, 3.0), betas=(0.7,), lrs=(0.01, 0.02))
         assert again.trials == found.trials
-        return found.folder, str(found.choice.pick)
+        return found.folder, str(found.pick)
 
     (folder, pick), other = together(work)
     assert other == (folder, pick)

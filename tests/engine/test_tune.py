@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import elrcli
 from elrcli.config import TrainConfig
+from elrcli.data.manifest import Manifest
 from elrcli.engine import tune as search
 from elrcli.engine.observer import Observer
 from elrcli.engine.tune import (
@@ -16,13 +18,12 @@ from elrcli.engine.tune import (
     Trial,
     TuneResult,
     choose,
-    draw_pairs,
     plan_epochs,
     shortened,
     tune,
 )
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
-from elrcli.run import RunFolder, write_text
+from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
 
 DEFAULT = Candidate(3.0, 0.7, 0.001)
@@ -35,47 +36,44 @@ def test_settings_are_apart_by_factors():
     assert DEFAULT.distance(Candidate(3.0, 0.9, 0.003)) == pytest.approx(2 * math.log(3))
 
 
+def marks(text: str) -> np.ndarray:
+    return np.array([mark == "1" for mark in text])
+
+
 def test_the_nearest_to_the_defaults_within_one_standard_error_is_picked():
+    """The best is right on 5 images where the default is wrong, the default on 4: 1 <= sqrt(9)."""
     best = Candidate(1.0, 0.7, 0.001)
-    choice = choose({DEFAULT: 0.77, best: 0.80, Candidate(7.0, 0.7, 0.001): 0.79}, DEFAULT, 100)
-    assert (choice.pick, choice.best, choice.within) == (DEFAULT, best, 3)
-    assert choice.standard_error == pytest.approx(0.04, abs=0.001)  # sqrt(.8 * .2 / 100)
+    choice = choose(
+        {DEFAULT: marks("0000011110"), best: marks("1111100000") | marks("0000000001")}, DEFAULT
+    )
+    assert choice == (DEFAULT, best, 2, 2)
 
 
 def test_what_is_worse_by_more_is_not_picked():
+    """Right on 4 more images, on none less: 4 > sqrt(4)."""
     best = Candidate(1.0, 0.7, 0.001)
-    assert choose({DEFAULT: 0.75, best: 0.80}, DEFAULT, 100).pick == best
-    assert choose({DEFAULT: 0.77, best: 0.80}, DEFAULT, 10_000).pick == best
+    choice = choose({DEFAULT: marks("000011"), best: marks("111111")}, DEFAULT)
+    assert choice == (best, best, 1, 2)
 
 
-def test_a_perfect_share_has_an_error_too():
+def test_one_image_is_no_difference():
     best = Candidate(1.0, 0.7, 0.001)
-    assert choose({DEFAULT: 0.95, best: 1.0}, DEFAULT, 20).pick == DEFAULT
+    assert choose({DEFAULT: marks("0111"), best: marks("1111")}, DEFAULT).pick == DEFAULT
 
 
 def test_a_search_costs_a_quarter_of_its_grid():
-    """6 pairs of lambda and beta, 3 rates, 16 epochs: 18 * 16 / 4 = 72 epochs."""
-    assert plan_epochs(6, 3, 16) == (2, 11)  # 3 * 2 + 6 * 11 = 72
-    for pairs, rates, epochs in ((6, 2, 16), (6, 3, 15), (9, 3, 40), (20, 2, 120)):
-        short, long = plan_epochs(pairs, rates, epochs)
-        assert rates * short + pairs * long <= pairs * rates * epochs / 4
+    """3 * 2 * 3 settings of 16 epochs: a quarter is 72 = 3 * 2 + 4 * 16 + 2."""
+    grid = {"lr": 3, "lam": 3, "beta": 2}
+    assert plan_epochs(grid, 16) == ({"lr": 2, "lam": 16, "beta": 16}, 70)
+    for lr, lam, beta, epochs in ((2, 3, 2, 16), (3, 5, 4, 15), (3, 3, 2, 40)):
+        _, planned = plan_epochs({"lr": lr, "lam": lam, "beta": beta}, epochs)
+        assert planned <= lr * lam * beta * epochs / 4
 
 
 def test_runs_that_would_be_too_short_to_compare_are_longer():
-    assert plan_epochs(6, 1, 15) == (2, 5)  # a third of the epochs
-    assert plan_epochs(6, 3, 2) == (2, 2)
-    assert plan_epochs(6, 3, 1) == (1, 1)
-    assert plan_epochs(2, 9, 16)[1] == 16  # and never longer than the training itself
-
-
-def test_a_draw_keeps_what_is_nearest_to_the_defaults():
-    pairs = [Candidate(lam, beta, 0.1) for lam in (1.0, 3.0, 7.0) for beta in (0.7, 0.9)]
-    drawn = draw_pairs(pairs, DEFAULT, 3, seed=0)
-    assert len(drawn) == 3
-    assert Candidate(3.0, 0.7, 0.1) in drawn
-    assert drawn == draw_pairs(pairs, DEFAULT, 3, seed=0)
-    assert {*drawn} != {*draw_pairs(pairs, DEFAULT, 3, seed=1)}
-    assert draw_pairs(pairs, DEFAULT, 99, seed=0) == pairs
+    assert plan_epochs({"lr": 1, "lam": 3, "beta": 1}, 16) == ({"lr": 2, "lam": 8, "beta": 8}, 24)
+    assert plan_epochs({"lr": 3, "lam": 1, "beta": 1}, 16)[1] == 3 * 2
+    assert plan_epochs({"lr": 3, "lam": 3, "beta": 2}, 1) == ({"lr": 1, "lam": 1, "beta": 1}, 7)
 
 
 def test_the_schedule_is_squeezed():
@@ -92,59 +90,64 @@ def config(shapes) -> TrainConfig:
 
 @pytest.fixture
 def trained(monkeypatch) -> list[TrainConfig]:
-    """Replace training by a formula: the rate 0.01 and lambda 1 are best, long runs better."""
+    """Replace training by a formula: rate 0.01 and lambda 1 are best, and long runs better."""
     calls: list[TrainConfig] = []
 
     def fit(settings: TrainConfig, path: Path, **_: object) -> RunFolder:
         calls.append(settings)
-        reached = 0.5 + settings.epochs / 100 - settings.lam / 50 - 10 * settings.lr
-        rows = [f"{epoch},{reached}" for epoch in range(1, settings.epochs + 1)]
-        write_text(path / "metrics.csv", "\n".join(["epoch,val_agreement", *rows]))
         return RunFolder(path)
 
+    def hits_text(run: RunFolder, manifest: Manifest) -> str:
+        right = 130 + calls[-1].epochs - 2 * int(calls[-1].lam) - round(1000 * calls[-1].lr)
+        return "1" * right + "0" * (150 - right) + "-"
+
     monkeypatch.setattr(search, "fit", fit)
+    monkeypatch.setattr(search, "_hits_text", hits_text)
     return calls
 
 
-def test_short_runs_choose_the_rate_and_longer_ones_the_rest(config, tmp_path, trained):
-    result = tune(config, tmp_path / "t", **GRID)
-    assert [(call.epochs, call.lam, call.lr) for call in trained] == [
-        (2, 3.0, 0.01),  # with lambda and beta of the defaults
-        (2, 3.0, 0.02),
-        (3, 1.0, 0.02),  # 6 images say little, and 0.02 is the automatic rate of sgd
-        (3, 3.0, 0.02),
+def test_one_setting_after_the_other(config, tmp_path, trained):
+    result = tune(config, tmp_path / "t", lambdas=(1.0, 3.0), betas=(0.7, 0.5), lrs=(0.01, 0.02))
+    assert [(call.epochs, call.lr, call.lam, call.beta) for call in trained] == [
+        (2, 0.01, 3.0, 0.7),  # with lambda and beta of the defaults
+        (2, 0.02, 3.0, 0.7),
+        (4, 0.01, 1.0, 0.7),  # (8 * 8 / 4 - 2 * 2) / 3 epochs
+        (4, 0.01, 3.0, 0.7),
+        (4, 0.01, 1.0, 0.5),  # 0.7 has been trained with
     ]
-    assert result.trials[0] == Trial(Candidate(3.0, 0.7, 0.01), 2, pytest.approx(0.36))
-    assert result.choice.best == Candidate(1.0, 0.7, 0.02)
-    assert result.choice.pick == Candidate(3.0, 0.7, 0.02)
-    assert result.config == config.replace(lam=3.0, beta=0.7, lr=0.02)
-    assert (result.val_images, result.cost) == (6, 10 / 32)
+    assert result.pick == Candidate(1.0, 0.7, 0.01)
+    assert result.config == config.replace(lam=1.0, beta=0.7, lr=0.01)
+    assert [(name, each.within, each.compared) for name, each in result.choices.items()] == [
+        ("lr", 1, 2),
+        ("lam", 1, 2),
+        ("beta", 2, 2),
+    ]
+    assert result.trials[0] == Trial(Candidate(3.0, 0.7, 0.01), 2, 116 / 150)
+    assert (result.val_images, result.cost) == (6, 16 / 64)
     with (tmp_path / "t/trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert rows[0] == {
         "lambda": "3",
         "beta": "0.7",
         "lr": "0.01",
         "epochs": "2",
-        "val_agreement": "0.36",
+        "val_agreement": "0.773333",
     }
 
 
 def test_the_grid_around_the_automatic_rate(config, tmp_path, trained):
-    tune(config, tmp_path / "t")
+    result = tune(config, tmp_path / "t")
     assert [call.lr for call in trained[:3]] == [0.006, 0.02, 0.06]
-    assert [(call.lam, call.beta) for call in trained[3:]] == [
-        (lam, beta) for lam in (1.0, 3.0, 7.0) for beta in (0.7, 0.9)
-    ]
-    trained.clear()
-    tune(config, tmp_path / "u", trials=2)
-    assert len(trained) == 3 + 2
+    assert [call.lam for call in trained[3:6]] == [1.0, 3.0, 7.0]
+    assert [call.beta for call in trained[6:]] == [0.9]
+    assert [step["setting"] for step in result.to_dict()["steps"]] == ["lr", "lambda", "beta"]
 
 
 def test_runs_of_one_length_are_trained_once(config, tmp_path, trained):
     result = tune(config.replace(epochs=2), tmp_path / "t", **GRID)
     assert len(trained) == len(result.trials) == 3
+    assert list(result.choices) == ["lr", "lam"]  # there is one beta
 
 
 def test_a_finished_search_is_not_trained_again(config, tmp_path, trained):
@@ -190,7 +193,6 @@ def test_a_folder_with_other_things_is_left_alone(config, tmp_path, trained):
 def test_what_cannot_be_searched(config, tmp_path):
     for changes, grid, problem in (
         ({"method": "ce"}, GRID, "--method ce: has no lambda"),
-        ({}, {**GRID, "trials": 0}, "--trials 0: must be at least 1"),
         ({}, {"lambdas": (1.0,), "betas": (0.7,), "lrs": (0.01,)}, "one setting is no choice"),
         ({}, {**GRID, "lrs": (0.0,)}, "above 0"),
         ({}, {**GRID, "betas": (1.5,)}, "--beta 1.5: must be at most"),
@@ -212,7 +214,7 @@ def test_a_setting_that_cannot_be_trained_drops_out(config, tmp_path, trained, m
 
     monkeypatch.setattr(search, "fit", fit)
     result = tune(config, tmp_path / "t", **{**GRID, "lambdas": (3.0, 5.0)})
-    assert result.choice.pick == Candidate(3.0, 0.7, 0.01)
+    assert result.pick == Candidate(3.0, 0.7, 0.01)
     failed = [trial.candidate for trial in result.trials if trial.agreement is None]
     assert failed == [Candidate(3.0, 0.7, 0.02), Candidate(5.0, 0.7, 0.01)]
     with pytest.raises(TrainingError, match="no run could be trained"):
@@ -240,6 +242,7 @@ def test_an_interrupted_search_goes_on(config, tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match=f"^stopped Continue.* same command, --out {tmp_path}/t$"):
         tune(small, tmp_path / "t", **grid, observer=Stop("run 2 of 2, epoch 2/2"))
     folders = sorted((tmp_path / "t/trials").iterdir())
+    assert not (folders[1] / "validation.txt").exists()
     states = [(folder / "checkpoint").is_dir() for folder in folders]
     assert states == [False, True]
     assert not (folders[0] / "model.safetensors").exists()
@@ -251,15 +254,24 @@ def test_an_interrupted_search_goes_on(config, tmp_path, monkeypatch):
     assert len({(folder / "manifest.csv").read_text() for folder in folders}) == 1
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_is_trained(
-    config, tmp_path, monkeypatch, trained
-):
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_trained(config, tmp_path, trained):
     tune(config, tmp_path / "t", **GRID)
-    killed = next((tmp_path / "t/trials").glob("3-epochs*"))
-    (killed / "metrics.csv").unlink()
+    killed = next((tmp_path / "t/trials").glob("4-epochs*"))
+    (killed / "validation.txt").unlink()
     (killed / ".config.json.abc").write_text("half")
     tune(config, tmp_path / "t", **GRID)
     assert len(trained) == 5
+
+
+def test_validation_marks_follow_the_manifest(config, tmp_path):
+    found = tune(
+        config.replace(epochs=2), tmp_path / "t", lambdas=(1.0, 3.0), betas=(0.7,), lrs=(1,)
+    )
+    for trial, folder in zip(found.trials, sorted((tmp_path / "t/trials").iterdir()), strict=True):
+        text = (folder / "validation.txt").read_text().strip()
+        assert len(text) == 6
+        assert trial.agreement == text.count("1") / 6
+        assert RunFolder(folder).metrics()[-1]["val_agreement"] == pytest.approx(trial.agreement)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, int]:
@@ -286,7 +298,7 @@ def test_the_function_of_the_package(config, shapes, tmp_path, trained, monkeypa
     assert isinstance(result, TuneResult)
     assert result.folder.parent == Path("runs")
     assert result.folder.name.startswith("shapes-tune-")
-    assert result.to_dict()["pick"] == {"lambda": 3, "beta": 0.7, "lr": 0.02}
+    assert result.to_dict()["pick"] == {"lambda": 1, "beta": 0.7, "lr": 0.02}
     with pytest.raises(ConfigError, match="searches 'lam'"):
         elrcli.tune(shapes, lam=1.0)
     with pytest.raises(ConfigError, match="nothing to try"):
