@@ -152,6 +152,7 @@ def resume(
     """
     run = RunFolder.open(run_path)
     group = current_group()
+    run.config()  # settings that cannot be read are named before anything is locked
     with run.locked() if group.is_first else nullcontext():
         return _go_on(run, group, observer or Observer(), for_audit)
 
