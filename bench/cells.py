@@ -12,7 +12,6 @@ from typing import Any
 
 from elrcli import api
 from elrcli.engine.observer import Observer
-from elrcli.errors import RunError
 from elrcli.run import RunFolder
 
 
@@ -68,7 +67,7 @@ def run_cells(results: Iterable[tuple[Path, Callable[[Path], dict[str, Any]]]], 
 
 def train_or_resume(folder: Path, clock: Clock, data: Path, **settings: Any) -> RunFolder:
     """Train into `folder`, or go on with the training that was cut off there."""
-    try:
+    run = RunFolder(folder)
+    if run.is_run() and run.checkpoint_folder.is_dir():
         return api.resume(folder, observer=clock)
-    except RunError:  # nothing to go on with
-        return api.train(data, out=folder, overwrite=True, observer=clock, **settings)
+    return api.train(data, out=folder, overwrite=True, observer=clock, **settings)

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="SVG file to write")
     parser.add_argument("--noise", default="sym40")
     parser.add_argument("--backbone", default="test_resnet")
+    parser.add_argument("--optimizer", default="sgd")
     parser.add_argument("--epochs", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,7 +57,7 @@ def main() -> None:
             "pretrained": False,
             "small_input": False,
             "augment": "none",
-            "optimizer": "sgd",
+            "optimizer": args.optimizer,
             "epochs": args.epochs,
             "cache": "ram",
             "workers": 0,

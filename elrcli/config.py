@@ -281,12 +281,17 @@ class TrainConfig:
             raise ConfigError("--sync-bn: cannot be had with --method elr-halves.")
         if self.sync_bn and self.freeze != "none":
             raise ConfigError(f"--sync-bn: --freeze {self.freeze} fixes BatchNorm. Leave it out.")
-        if self.lam_ramp > 0 and not self.has_elr_term:
-            raise ConfigError("--lambda-ramp: the loss has no ELR term. Leave it out.")
-        if self.ema_ramp > 0 and not self.averages:
-            raise ConfigError("--ema-ramp: there is no weight average. Add --ema.")
-        if self.weigh_labels and not self.mixes:
-            raise ConfigError("--weigh-labels: no labels are mixed. Add --mixup.")
+        term, average = "the loss has no ELR term", "there is no weight average. Add --ema"
+        mixed = "no labels are mixed. Add --mixup"
+        for name, is_used, why in (
+            ("lam_ramp", self.has_elr_term, f"{term}. Leave it out"),
+            ("ema_ramp", self.averages, average),
+            ("ema_decay", self.averages, average),
+            ("weigh_labels", self.mixes, mixed),
+            ("mixup_alpha", self.mixes, mixed),
+        ):
+            if not is_used and getattr(self, name) != getattr(TrainConfig, name):
+                raise ConfigError(f"{option_name(name)}: {why}.")
 
     @property
     def networks(self) -> int:

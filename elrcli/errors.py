@@ -71,4 +71,10 @@ class Interrupted(ElrError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+    def continued_with(self, command: str) -> Interrupted:
+        """Return the same interruption with another way to go on."""
+        stopped = str(self).partition(" Continue with: ")[0]
+        return Interrupted(f"{stopped} Continue with: {command}", self.signal_number)

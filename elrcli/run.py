@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, read_manifest
 from elrcli.errors import ConfigError, DataError, RunError, is_text, legible
 
+RUNS = Path("runs")
 # What `atomic_path` makes: its name ends in 8 characters of `tempfile`.
 LEFTOVER = re.compile(
     r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
@@ -275,7 +277,13 @@ class RunFolder:
             raise RunError(f"{self.metrics_file}: not a table of numbers ({error}).") from None
 
 
-def newest_run(runs: Path = Path("runs")) -> Path:
+def new_path(data: Path, kind: str) -> Path:
+    """Return where something made from `data` goes that was not told where."""
+    name = Path(os.path.abspath(data)).stem
+    return RUNS / f"{name}-{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def newest_run(runs: Path = RUNS) -> Path:
     """Return the run under `runs` that was changed last."""
     found = [path.parent for path in runs.glob("*/config.json")]
     if not found:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Collection, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, load_samples, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
-from elrcli.run import RunFolder
+from elrcli.run import RunFolder, new_path
 
 DATA_SETTINGS = ("root", "path_column", "label_column", "split_column")
 MACHINE_SETTINGS = ("cache", "device", "workers")  # nothing in a finished run depends on them
@@ -49,7 +47,9 @@ def run_for_audit(
     if out is None and overwrite:
         raise ConfigError("--overwrite: needs --out DIR. Without it every run is a new one.")
     group = current_group()
-    run = RunFolder(group.from_first(lambda: _new_path(data)) if out is None else out / "run")
+    run = RunFolder(
+        group.from_first(lambda: new_path(data, "audit")) if out is None else out / "run"
+    )
     is_there = group.from_first(lambda: out is not None and not overwrite and run.is_run())
     if is_there:
         is_finished = run.model_file.is_file() and run.features_file.is_file()
@@ -65,12 +65,7 @@ def run_for_audit(
         return fit(config, run.path, overwrite=overwrite, observer=observer)
     except Interrupted as error:
         command = ["elr", "audit", str(run.path)] + ([] if out is None else ["--out", str(out)])
-        raise Interrupted(f"{error} && {shlex.join(command)}", error.exit_code - 128) from None
-
-
-def _new_path(data: Path) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{Path(os.path.abspath(data)).stem}-audit-{stamp}"
+        raise Interrupted(f"{error} && {shlex.join(command)}", error.signal_number) from None
 
 
 def _check_same(run: RunFolder, config: TrainConfig, asked: Collection[str]) -> None:

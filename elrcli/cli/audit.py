@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from elrcli.cli.options import (
     Json,
     Quiet,
     given_settings,
+    same_command,
     was_given,
     with_some_settings,
 )
@@ -171,12 +171,7 @@ def audit(
                 **given,
             )
     except Interrupted as error:
-        if out is None:
-            raise
-        stopped = str(error).partition(" Continue with: ")[0]
-        again = shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
-        message = f"{stopped} Continue with: {again}"
-        raise Interrupted(message, error.exit_code - 128) from None
+        raise error if out is None else error.continued_with(same_command()) from None
     summary = result.summary
     if not quiet:
         folder = out or Path(summary["run"]) / "audit"

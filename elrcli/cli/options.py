@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +48,11 @@ def _setting(name: str, *, has_own_default: bool = False) -> Any:
         rich_help_panel=facts["panel"],
         **extra,
     )
+
+
+def same_command() -> str:
+    """Return what was typed, without --overwrite: with --out it goes on where it was stopped."""
+    return shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from elrcli.cli.options import (
     Quiet,
     given_settings,
     numbers,
+    same_command,
     was_given,
     with_some_settings,
 )
@@ -97,12 +97,7 @@ def tune(
                 **given_settings(context, settings),
             )
     except Interrupted as error:
-        if out is None:
-            raise
-        stopped = str(error).partition(" Continue with: ")[0]
-        again = shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
-        message = f"{stopped} Continue with: {again}"
-        raise Interrupted(message, error.exit_code - 128) from None
+        raise error if out is None else error.continued_with(same_command()) from None
     command = shlex.join(train_command(result.config))
     if json_output:
         content = result.to_dict() | {"command": command}

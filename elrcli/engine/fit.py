@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ from elrcli.models import (
     training_mode,
 )
 from elrcli.plots import curves_svg
-from elrcli.run import RunFolder, csv_text, json_text, write_text
+from elrcli.run import RunFolder, csv_text, json_text, new_path, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
 MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
@@ -133,7 +132,8 @@ def fit(
         write_text(run.manifest_file, manifest_text(manifest))
         return run
 
-    run = group.from_first(lambda: RunFolder(out or _default_out(config)))
+    kind = config.backbone.replace("/", "_").replace(":", "_")
+    run = group.from_first(lambda: RunFolder(out or new_path(config.data, kind)))
     with run.locked() if group.is_first else nullcontext():
         group.from_first(create)
         training = Training(config, manifest, run, network, runtime, prepared, group)
@@ -954,12 +954,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, Any]) 
                 entries[name] = torch.empty_like(parameter).copy_(value)
             elif value.dim() > 0:
                 raise ValueError(f"optimiser state {name} has shape {tuple(value.shape)}")
-
-
-def _default_out(config: TrainConfig) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    backbone = config.backbone.replace("/", "_").replace(":", "_")
-    return Path("runs") / f"{config.data.stem}-{backbone}-{stamp}"
 
 
 def _config_text(config: TrainConfig, manifest: Manifest, prepared: Preprocessing) -> str:

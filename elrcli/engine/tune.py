@@ -14,7 +14,6 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from elrcli.models import create_network, has_batch_norm
-from elrcli.run import RunFolder, csv_text, json_text, write_text
+from elrcli.run import RunFolder, csv_text, json_text, new_path, write_text
 
 LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
 LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate
@@ -142,7 +141,7 @@ def tune(
     if val_images == 0:
         raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
     group = current_group()
-    folder = out or group.from_first(lambda: default_folder(config.data))
+    folder = out or group.from_first(lambda: new_path(config.data, "tune"))
     description = _description(config, grid, manifest)
     group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
 
@@ -234,11 +233,6 @@ def shortened(config: TrainConfig, epochs: int) -> TrainConfig:
         lam_ramp=round(config.lam_ramp * share),
         ema_ramp=round(config.ema_ramp * share),
     )
-
-
-def default_folder(data: Path) -> Path:
-    """Return where a search goes that is not told where."""
-    return Path("runs") / f"{data.absolute().stem}-tune-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _grid(
@@ -338,9 +332,7 @@ def _run_trial(
                 settings = shortened(config, epochs).replace(**candidate._asdict())
                 fit(settings, run.path, observer=watcher, for_audit=False)
         except Interrupted as error:
-            stopped = str(error).partition(" Continue with: ")[0]
-            message = f"{stopped} Continue with: the same command, --out {folder}"
-            raise Interrupted(message, error.exit_code - 128) from None
+            raise error.continued_with(f"the same command, --out {folder}") from None
         except TrainingError as error:
             if group.processes > 1:  # the others may not know of it
                 raise

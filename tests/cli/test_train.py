@@ -36,10 +36,8 @@ TRAIN_OPTIONS = [
     ("--beta", "0.9", "beta", 0.9),
     ("--mixup", None, "mixup", True),
     ("--no-mixup", None, "mixup", False),
-    ("--mixup-alpha", "0.2", "mixup_alpha", 0.2),
     ("--ema", None, "ema", True),
     ("--no-ema", None, "ema", False),
-    ("--ema-decay", "0.9", "ema_decay", 0.9),
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
     ("--batch-size", "16", "batch_size", 16),
@@ -79,6 +77,8 @@ TRAIN_OPTIONS = [
 TOGETHER = [
     ("--lambda-ramp", "50", "lam_ramp", 50, "--method elr-plus"),
     ("--ema-ramp", "40000", "ema_ramp", 40000, "--ema"),
+    ("--ema-decay", "0.9", "ema_decay", 0.9, "--ema"),
+    ("--mixup-alpha", "0.2", "mixup_alpha", 0.2, "--mixup"),
     ("--weigh-labels", None, "weigh_labels", True, "--mixup"),
     ("--no-weigh-labels", None, "weigh_labels", False, "--mixup"),
     ("--sl-alpha", "6", "sl_alpha", 6.0, "--method sl"),
@@ -105,7 +105,15 @@ def test_an_option_sets_its_field_together_with_another(elr, option, value, fiel
 
 
 @pytest.mark.parametrize(
-    "option", ["--ema-ramp 5", "--weigh-labels", "--lambda-ramp 5 --lambda 0", "--sl-beta 2"]
+    "option",
+    [
+        "--ema-ramp 5",
+        "--ema-decay 0.9",
+        "--weigh-labels",
+        "--mixup-alpha 0.2",
+        "--lambda-ramp 5 --lambda 0",
+        "--sl-beta 2",
+    ],
 )
 def test_an_option_that_does_nothing_is_refused(elr, option):
     outcome = elr("train", "data", *option.split())

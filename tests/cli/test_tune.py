@@ -115,10 +115,8 @@ PASSED_ON = [
     ("--method", "elr-halves", "method", "elr-halves"),
     ("--mixup", None, "mixup", True),
     ("--no-mixup", None, "mixup", False),
-    ("--mixup-alpha", "0.2", "mixup_alpha", 0.2),
     ("--ema", None, "ema", True),
     ("--no-ema", None, "ema", False),
-    ("--ema-decay", "0.9", "ema_decay", 0.9),
     ("--lambda-ramp", "50", "lam_ramp", 50),
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
@@ -156,6 +154,8 @@ PASSED_ON = [
 # options that are refused without another one: option, field, value
 TOGETHER = [
     (["--ema-ramp", "4000", "--ema"], "ema_ramp", 4000),
+    (["--ema-decay", "0.9", "--ema"], "ema_decay", 0.9),
+    (["--mixup-alpha", "0.2", "--mixup"], "mixup_alpha", 0.2),
     (["--weigh-labels", "--mixup"], "weigh_labels", True),
     (["--no-weigh-labels", "--mixup"], "weigh_labels", False),
 ]

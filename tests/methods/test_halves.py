@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from elrcli.config import TrainConfig
@@ -13,29 +13,11 @@ from elrcli.methods.base import StepResult
 from elrcli.methods.build import build_method
 from elrcli.methods.elr import ELRLoss
 from elrcli.methods.halves import TwoHalves, draw_halves
+from tests.methods.pair import CLASSES, Pair, network
 
-CLASSES = 3
 OWNER = torch.tensor([0, 1, 0, 1, 0, 1])
 INDEX, LABELS = torch.tensor([4, 1, 0, 5, 2]), torch.tensor([0, 1, 2, 1, 0])
 FIRST, SECOND = torch.tensor([0, 2, 4]), torch.tensor([1, 3])  # places in the batch, by owner
-
-
-class Pair(nn.Module):
-    """Two networks with BatchNorm, different in train and eval mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList([network(0), network(1)])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (self.networks[0](images) + self.networks[1](images)) / 2
-
-
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, CLASSES)
-    )
 
 
 def method(lam: float = 3.0) -> TwoHalves:

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from elrcli.config import TrainConfig
@@ -15,27 +15,9 @@ from elrcli.methods.build import build_method
 from elrcli.methods.elr import clamped_softmax
 from elrcli.methods.mixup import Mixup
 from elrcli.methods.plus import ELRPlus
+from tests.methods.pair import CLASSES, Pair, network
 
-CLASSES = 3
 LABELS, INDEX = torch.tensor([0, 1, 2, 1]), torch.tensor([5, 0, 3, 2])
-
-
-class Pair(nn.Module):
-    """Two networks with BatchNorm, different in train and eval mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList([network(0), network(1)])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (self.networks[0](images) + self.networks[1](images)) / 2
-
-
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, CLASSES)
-    )
 
 
 def method(**settings: object) -> ELRPlus:
