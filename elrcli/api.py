@@ -103,6 +103,7 @@ def predict(
     probabilities: bool = False,
     root: AnyPath | None = None,
     path_column: str = "path",
+    follow_links: bool = False,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
@@ -123,7 +124,9 @@ def predict(
     if not 1 <= top_k <= len(classes):
         raise ConfigError(f"--top-k {top_k}: the run has {len(classes)} classes.")
     names = [images] if isinstance(images, str | os.PathLike) else images
-    inputs = expand_inputs(names, root=_path(root), path_column=path_column, stdin=sys.stdin)
+    inputs = expand_inputs(
+        names, root=_path(root), path_column=path_column, follow_links=follow_links, stdin=sys.stdin
+    )
     predictions = predict_images(
         Path(run),
         [image.file for image in inputs],
@@ -179,6 +182,7 @@ def audit_labels(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
+    follow_links: bool = False,
     truth: AnyPath | None = None,
     truth_column: str | None = None,
     threshold: float = 0.5,
@@ -220,6 +224,7 @@ def audit_labels(
             "path_column": path_column,
             "label_column": label_column,
             "split_column": split_column,
+            "follow_links": follow_links,
         }
         if truth is None:
             settings["truth_column"] = truth_column
@@ -237,6 +242,7 @@ def audit_labels(
         path_column=path_column,
         label_column=label_column,
         split_column=split_column,
+        follow_links=follow_links,
         truth=_path(truth),
         truth_column=truth_column,
         threshold=threshold,
@@ -316,6 +322,7 @@ def _with_given_splits(run: RunFolder) -> Manifest:
         path_column=settings.path_column,
         label_column=settings.label_column,
         split_column=settings.split_column,
+        follow_links=settings.follow_links,
     )
     split_of = dict(zip(given.paths, given.splits.tolist(), strict=True))
     missing = [path for path in manifest.paths if path not in split_of]
@@ -336,6 +343,7 @@ def evaluate(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
+    follow_links: bool = False,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
@@ -353,6 +361,7 @@ def evaluate(
         path_column=path_column,
         label_column=label_column,
         split_column=split_column,
+        follow_links=follow_links,
         device=device,
         precision=precision,
         batch_size=batch_size,
@@ -381,6 +390,7 @@ def make_noise(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
+    follow_links: bool = False,
     observer: Observer | None = None,
 ) -> Manifest:
     """Write a CSV file with synthetic label noise and return its content.
@@ -401,6 +411,7 @@ def make_noise(
         path_column=path_column,
         label_column=label_column,
         split_column=split_column,
+        follow_links=follow_links,
     )
     labels = clean.labels.copy()
     train_rows = clean.rows("train")

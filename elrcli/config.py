@@ -81,6 +81,9 @@ class TrainConfig:
     truth_column: str | None = setting(
         None, "CSV column with true labels: used to report, never to train.", DATA, auto="none"
     )
+    follow_links: bool = setting(
+        False, "Follow links in the data that lead out of its folder.", DATA
+    )
     val_fraction: float = setting(
         0.1, "Share drawn for validation when the data has none.", DATA, low=0.0, high=0.9
     )

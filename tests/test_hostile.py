@@ -376,14 +376,16 @@ def test_formulas_are_written_as_they_are_and_read_back(tmp_path):
         assert sorted({row[1] for row in list(csv.reader(file))[1:]}) == [FORMULA, "@SUM(A1)"]
 
 
-def test_links_are_followed_when_reading_and_copied_as_what_they_lead_to(tmp_path):
+def test_links_are_followed_only_when_asked_for_and_copied_as_what_they_lead_to(tmp_path):
     """A link in the data was put there by whoever made the data: see docs/threats.md."""
     (tmp_path / "private.png").write_bytes(b"secret")
     for name in ("cat/a.png", "dog/b.png"):
         (tmp_path / "data" / name).parent.mkdir(parents=True)
         (tmp_path / "data" / name).touch()
     (tmp_path / "data/dog/link.png").symlink_to(tmp_path / "private.png")
-    manifest = load_data(tmp_path / "data")
+    with pytest.raises(DataError, match=r"link\.png: a link to"):
+        load_data(tmp_path / "data")
+    manifest = load_data(tmp_path / "data", follow_links=True)
     assert list(manifest.paths) == ["cat/a.png", "dog/b.png", "dog/link.png"]
     write_folder(plan_corrections(manifest, None), tmp_path / "out", mode="copy", with_split=False)
     assert (tmp_path / "out/dog/link.png").read_bytes() == b"secret"

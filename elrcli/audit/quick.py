@@ -15,7 +15,7 @@ from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
 from elrcli.run import RunFolder, new_path
 
-DATA_SETTINGS = ("root", "path_column", "label_column", "split_column")
+DATA_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 MACHINE_SETTINGS = ("cache", "device", "workers")  # nothing in a finished run depends on them
 
 

@@ -54,6 +54,7 @@ def audit_run(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
+    follow_links: bool = False,
     truth: Path | None = None,
     truth_column: str | None = None,
     threshold: float = 0.5,
@@ -81,6 +82,7 @@ def audit_run(
             path_column=path_column,
             label_column=label_column,
             split_column=split_column,
+            follow_links=follow_links,
             classes=run.classes(),
         )
         evidence, unreadable, features = predicted_evidence(run_path, manifest, device, observer)
@@ -197,7 +199,13 @@ def _true_labels(
             raise ConfigError("--truth-column: needs --truth FILE.")
         return manifest.truth
     column = truth_column or "true_label"
-    table = load_data(truth, root=manifest.root, label_column=column, classes=manifest.classes)
+    table = load_data(
+        truth,
+        root=manifest.root,
+        label_column=column,
+        classes=manifest.classes,
+        follow_links=True,  # no image is opened for it
+    )
     known = dict(zip(table.paths, table.labels.tolist(), strict=True))
     missing = [path for path in manifest.paths if path not in known]
     if missing:

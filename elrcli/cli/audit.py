@@ -24,7 +24,8 @@ from elrcli.errors import Interrupted
 
 CONFUSIONS = 5
 GATE_EXIT_CODE = 3
-COLUMN_SETTINGS = ("root", "path_column", "label_column", "split_column")  # also of --data
+# Also of --data.
+READING_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 TRAINING_SETTINGS = (
     "val_fraction",
     "max_unreadable",
@@ -46,7 +47,7 @@ TRAINING_SETTINGS = (
 )
 
 
-@with_some_settings((*COLUMN_SETTINGS, *TRAINING_SETTINGS, "device"), AUDIT_SETTINGS)
+@with_some_settings((*READING_SETTINGS, *TRAINING_SETTINGS, "device"), AUDIT_SETTINGS)
 def audit(
     context: typer.Context,
     target: Annotated[
@@ -148,7 +149,7 @@ def audit(
     target = newest_run() if target is None else target
     trains = not RunFolder(target).is_run()
     if not trains:
-        unused = () if data is not None else (*COLUMN_SETTINGS, "device")
+        unused = () if data is not None else (*READING_SETTINGS, "device")
         own = (*unused, *TRAINING_SETTINGS)
         _refuse_with_run(context, target, [name for name in given if name in own])
     elif data is not None:

@@ -11,6 +11,7 @@ import typer
 from elrcli.cli.options import (
     BatchSize,
     Device,
+    FollowLinks,
     Json,
     LabelColumn,
     PathColumn,
@@ -39,6 +40,7 @@ def evaluate(
     label_column: LabelColumn = "label",
     split_column: SplitColumn = "split",
     root: Root = None,
+    follow_links: FollowLinks = False,
     batch_size: BatchSize = 64,
     workers: Workers = None,
     device: Device = "auto",
@@ -57,6 +59,7 @@ def evaluate(
             path_column=path_column,
             label_column=label_column,
             split_column=split_column,
+            follow_links=follow_links,
             device=device,
             precision=precision,
             batch_size=batch_size,

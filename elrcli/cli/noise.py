@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from elrcli.cli.options import LabelColumn, PathColumn, Quiet, Root, Seed, SplitColumn
+from elrcli.cli.options import FollowLinks, LabelColumn, PathColumn, Quiet, Root, Seed, SplitColumn
 
 
 def _pairs(text: str) -> tuple[str, str]:
@@ -52,6 +52,7 @@ def noise(
     label_column: LabelColumn = "label",
     split_column: SplitColumn = "split",
     root: Root = None,
+    follow_links: FollowLinks = False,
 ) -> None:
     """Write a CSV file with synthetic label noise, for experiments.
 
@@ -76,6 +77,7 @@ def noise(
             path_column=path_column,
             label_column=label_column,
             split_column=split_column,
+            follow_links=follow_links,
             observer=observer,
         )
     if not quiet:

@@ -24,6 +24,7 @@ def expand_inputs(
     *,
     root: Path | None = None,
     path_column: str = "path",
+    follow_links: bool = False,
     stdin: Iterable[str] = (),
 ) -> list[ImageInput]:
     """Return the images behind `names`, in the order given; a folder's are sorted by path.
@@ -31,14 +32,15 @@ def expand_inputs(
     A folder is searched with its sub-folders, a `.csv` file lists paths that start from `root`
     (default: its own folder), `-` stands for the lines of `stdin`, and what is not on disk is
     tried as a pattern such as `photos/**/*.jpg`. A file named outright is taken whatever its
-    suffix; whether it is an image shows when it is read.
+    suffix; whether it is an image shows when it is read. Links that lead out of a folder are an
+    error unless `follow_links`.
     """
     images: list[ImageInput] = []
     problems: list[str] = []
     for given in names:
         name = os.fspath(given)
         try:
-            found = list(_expand(name, root, path_column, stdin))
+            found = list(_expand(name, root, path_column, follow_links, stdin))
         except DataError as error:
             problems.append(str(error))
             continue
@@ -51,13 +53,14 @@ def expand_inputs(
 
 
 def _expand(
-    name: str, root: Path | None, path_column: str, stdin: Iterable[str]
+    name: str, root: Path | None, path_column: str, follow_links: bool, stdin: Iterable[str]
 ) -> Iterator[ImageInput]:
     if name == "-":
         lines = (line.rstrip("\r\n") for line in stdin)
         yield from (_named(line) for line in lines if line.strip())
     elif os.path.isdir(name):
-        for path in sorted(image_paths(name)):
+        within = None if follow_links else name
+        for path in sorted(image_paths(name, within=within)):
             yield _named(os.path.join(name, path))
     elif os.path.exists(name):
         if name.lower().endswith(".csv"):

@@ -106,10 +106,12 @@ def load_data(
     split_column: str = "split",
     truth_column: str | None = None,
     classes: Sequence[str] | None = None,
+    follow_links: bool = False,
 ) -> Manifest:
     """Read a folder of class folders, a folder with `train/` and `val/`, or a CSV file.
 
-    `classes` fixes the class list and its order; a label outside it is an error.
+    `classes` fixes the class list and its order; a label outside it is an error. So is a link that
+    leads out of the data root, unless `follow_links`.
     """
     data = Path(data)
     if not data.exists():
@@ -125,10 +127,17 @@ def load_data(
         given = [option for option, is_set in csv_only.items() if is_set]
         if given:
             raise DataError(f"{data} is a folder, but {given[0]} needs a CSV file. Leave it out.")
-        manifest = _scan_folder(data, classes)
+        manifest = _scan_folder(data, classes, follow_links)
     else:
         manifest = _read_csv(
-            data, root, path_column, label_column, split_column, truth_column, classes
+            data,
+            root,
+            path_column,
+            label_column,
+            split_column,
+            truth_column,
+            classes,
+            follow_links,
         )
     if manifest.num_classes < 2 and classes is None:
         raise DataError(
@@ -251,8 +260,9 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
 # --- folders ---
 
 
-def _scan_folder(folder: Path, classes: Sequence[str] | None) -> Manifest:
+def _scan_folder(folder: Path, classes: Sequence[str] | None, follow_links: bool) -> Manifest:
     root = os.path.abspath(folder)
+    within = None if follow_links else root
     split_folders = _split_folders(root, folder)
     paths: list[str] = []
     names: list[str] = []
@@ -262,7 +272,8 @@ def _scan_folder(folder: Path, classes: Sequence[str] | None) -> Manifest:
         before = len(paths)
         for class_folder in _subfolders(top):
             start = f"{prefix}/{class_folder}/" if prefix else f"{class_folder}/"
-            found = list(image_paths(os.path.join(top, class_folder), start, outside=top))
+            place = os.path.join(top, class_folder)
+            found = list(image_paths(place, start, outside=top, within=within))
             paths += found
             names += [class_folder.strip()] * len(found)
         if len(paths) == before:
@@ -295,14 +306,18 @@ def _subfolders(folder: str) -> list[str]:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
 
 
-def image_paths(folder: str, prefix: str = "", outside: str | None = None) -> Iterator[str]:
+def image_paths(
+    folder: str, prefix: str = "", outside: str | None = None, within: str | None = None
+) -> Iterator[str]:
     """Yield `prefix` + path of every image below `folder`.
 
     Links are followed, but no folder is searched twice, and `outside` not at all. So loops end,
-    and so do folders that link to each other in ever more ways.
+    and so do folders that link to each other in ever more ways. A link that leads out of the
+    folder `within` raises DataError when all is searched.
     """
+    leading_out = [folder] if within is not None and leads_out(folder, within) else []
     seen = set() if outside is None else {_identity(outside)}
-    folders, links = [(folder, prefix)], list[tuple[str, str]]()
+    folders, links = [] if leading_out else [(folder, prefix)], list[tuple[str, str]]()
     while folders or links:
         if not folders:  # real folders first, so that no link takes the place of what it leads to
             links.sort(reverse=True)
@@ -321,11 +336,33 @@ def image_paths(folder: str, prefix: str = "", outside: str | None = None) -> It
                 name = entry.name
                 if name.startswith("."):
                     continue
-                if _is_folder(entry):
+                is_folder = _is_folder(entry)
+                if not is_folder and not is_image_name(name):
+                    continue
+                if within is not None and entry.is_symlink() and leads_out(entry.path, within):
+                    leading_out.append(entry.path)
+                elif is_folder:
                     found = links if entry.is_symlink() else folders
                     found.append((entry.path, f"{prefix}{name}/"))
-                elif is_image_name(name):
+                else:
                     yield prefix + name
+    if within is not None and leading_out:
+        raise DataError(_links_refused(leading_out, within))
+
+
+def leads_out(path: str, folder: str) -> bool:
+    """Tell whether a path leads, through links, to something that is not below `folder`."""
+    real, top = os.path.realpath(path), os.path.realpath(folder)
+    is_below = real == top or real.startswith(os.path.join(top, ""))
+    return not is_below and os.path.exists(real)
+
+
+def _links_refused(links: Sequence[str], root: str) -> str:
+    places = [f"{legible(link)}: a link to {legible(os.path.realpath(link))}" for link in links]
+    return (
+        f"{root}: {len(links)} links lead out of it. If you trust them, add --follow-links.\n"
+        + listed(places)
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -376,6 +413,7 @@ def _read_csv(
     split_column: str,
     truth_column: str | None,
     classes: Sequence[str] | None,
+    follow_links: bool,
 ) -> Manifest:
     base = os.path.abspath(csv_path.parent if root is None else root)
     if not os.path.isdir(base):
@@ -450,6 +488,9 @@ def _read_csv(
             f"{csv_path}: {len(missing)} of {len(rows)} files do not exist under {base}."
             " Set --root to the folder that the paths start from.\n" + listed(places, len(missing))
         )
+    leading_out = [] if follow_links else _links_out(base, rows)
+    if leading_out:
+        raise DataError(_links_refused(leading_out, base))
     truths = None if truth_column is None else [row.truth or "" for row in rows.values()]
     return _build(
         base,
@@ -460,6 +501,20 @@ def _read_csv(
         classes,
         str(csv_path),
     )
+
+
+def _links_out(base: str, paths: Iterable[str]) -> list[str]:
+    """Return those of many paths below `base` that are links, or lie in links, out of it."""
+    folder_leads_out: dict[str, bool] = {}
+    found = []
+    for path in paths:
+        file = f"{base}/{path}"
+        folder = os.path.dirname(file)
+        if folder not in folder_leads_out:
+            folder_leads_out[folder] = leads_out(folder, base)
+        if folder_leads_out[folder] or (os.path.islink(file) and leads_out(file, base)):
+            found.append(file)
+    return found
 
 
 def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:

@@ -50,6 +50,7 @@ def evaluate_run(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
+    follow_links: bool = False,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
@@ -69,6 +70,7 @@ def evaluate_run(
         path_column=path_column,
         label_column=label_column,
         split_column=split_column,
+        follow_links=follow_links,
         classes=predictor.classes,
     )
     rows = np.arange(len(manifest)) if split is None else manifest.rows(split)

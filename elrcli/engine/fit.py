@@ -219,6 +219,7 @@ def load_samples(config: TrainConfig) -> Manifest:
         label_column=config.label_column,
         split_column=config.split_column,
         truth_column=config.truth_column,
+        follow_links=config.follow_links,
     )
     return draw_validation(listed, config.val_fraction, config.seed)
 

@@ -130,7 +130,7 @@ def test_options_reach_the_audit(elr, run):
         "audit", run, "--out", "o", "--format", "jsonl", "--threshold", "0.7", "--no-report",
         "--report-images", "9", "--data", "d.csv", "--truth", "t.csv", "--truth-column", "true",
         "--path-column", "p", "--label-column", "l", "--split-column", "s", "--root", "r",
-        "--device", "cpu",
+        "--follow-links", "--device", "cpu",
     )  # fmt: skip
     assert "o/audit.jsonl" in outcome.err
     assert "report.html" not in outcome.err
@@ -150,6 +150,7 @@ def test_options_reach_the_audit(elr, run):
         "label_column": "l",
         "split_column": "s",
         "root": Path("r"),
+        "follow_links": True,
         "device": "cpu",
     }
 
@@ -169,6 +170,8 @@ TRAINING_OPTIONS = [
     ("--path-column", "file", "path_column", "file"),
     ("--label-column", "class", "label_column", "class"),
     ("--split-column", "part", "split_column", "part"),
+    ("--follow-links", None, "follow_links", True),
+    ("--no-follow-links", None, "follow_links", False),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
     ("--max-unreadable", "0.2", "max_unreadable", 0.2),
     ("--backbone", "resnet18", "backbone", "resnet18"),

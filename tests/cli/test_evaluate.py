@@ -44,11 +44,12 @@ def test_figures_on_stdout(elr):
 
 @pytest.mark.usefixtures("evaluated")
 def test_json_on_stdout(elr):
-    outcome = elr("evaluate", "run", "data", "--json")
+    outcome = elr("evaluate", "run", "data", "--json", "--no-follow-links")
     figures = json.loads(outcome.out)
     assert next(iter(figures)) == "accuracy"
     assert figures["accuracy"] == 0.75
     assert figures["confusion"] == [[2, 1], [0, 1]]
+    assert CALLS[-1]["follow_links"] is False
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -57,7 +58,8 @@ def test_options_reach_the_engine(elr):
         outcome = elr(
             "evaluate", "run", "d.csv", quiet,
             "--split", "test", "--root", "r", "--path-column", "p", "--label-column", "l",
-            "--split-column", "s", "--batch-size", "8", "--workers", "0", "--device", "cpu",
+            "--split-column", "s", "--follow-links",
+            "--batch-size", "8", "--workers", "0", "--device", "cpu",
             "--precision", "fp32",
         )  # fmt: skip
         assert outcome.code == 0
@@ -71,6 +73,7 @@ def test_options_reach_the_engine(elr):
             "path_column": "p",
             "label_column": "l",
             "split_column": "s",
+            "follow_links": True,
             "batch_size": 8,
             "workers": 0,
             "device": "cpu",

@@ -144,3 +144,13 @@ def test_the_file_must_be_csv(elr, data):
     outcome = elr("noise", data, "-o", "n.parquet", "--rate", 0.1)
     assert outcome.code == 1
     assert "End the name in .csv" in outcome.err
+
+
+def test_links_out_of_the_data_are_followed_when_asked_for(elr, data):
+    (data / "cat/link.png").symlink_to(Path("other.png").absolute())
+    Path("other.png").touch()
+    outcome = elr("noise", data, "--out", "n.csv", "--rate", 0.5, "--no-follow-links")
+    assert outcome.code == 1
+    assert "cat/link.png: a link to" in outcome.err
+    assert elr("noise", data, "--out", "n.csv", "--rate", 0.5, "--follow-links").code == 0
+    assert len(read("n.csv")) == 61

@@ -128,6 +128,15 @@ def test_a_csv_with_its_column_and_root(elr, run):
     assert [row[0] for row in rows(outcome.out)] == ["path", "b.png"]
 
 
+def test_links_out_of_a_folder_are_followed_when_asked_for(elr, run):
+    Path("pics/link.png").symlink_to(Path("a.png").absolute())
+    outcome = elr("predict", run, "pics", "--no-follow-links")
+    assert outcome.code == 1
+    assert "pics: 1 links lead out of it" in outcome.err
+    outcome = elr("predict", run, "pics", "--follow-links")
+    assert [row[0] for row in rows(outcome.out)] == ["path", "pics/b.png", "pics/link.png"]
+
+
 def test_machine_options_reach_the_engine(elr, run):
     typed = ["--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--workers", "1"]
     assert elr("predict", run, "a.png", *typed).code == 0

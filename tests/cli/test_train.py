@@ -17,6 +17,8 @@ TRAIN_OPTIONS = [
     ("--label-column", "class", "label_column", "class"),
     ("--split-column", "part", "split_column", "part"),
     ("--truth-column", "true", "truth_column", "true"),
+    ("--follow-links", None, "follow_links", True),
+    ("--no-follow-links", None, "follow_links", False),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
     ("--max-unreadable", "0.2", "max_unreadable", 0.2),
     ("--balanced", None, "balanced", True),

@@ -100,6 +100,8 @@ PASSED_ON = [
     ("--label-column", "class", "label_column", "class"),
     ("--split-column", "part", "split_column", "part"),
     ("--truth-column", "true", "truth_column", "true"),
+    ("--follow-links", None, "follow_links", True),
+    ("--no-follow-links", None, "follow_links", False),
     ("--val-fraction", "0.25", "val_fraction", 0.25),
     ("--max-unreadable", "0", "max_unreadable", 0.0),
     ("--balanced", None, "balanced", True),

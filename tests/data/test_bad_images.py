@@ -123,7 +123,11 @@ def test_every_image_of_a_bad_folder_is_used_or_named(tmp_path):
     (tmp_path / "data/csv only").mkdir()
     (tmp_path / "data/bad/a folder's link.png").symlink_to(tmp_path / "data/csv only")
     config = TrainConfig(
-        data=tmp_path / "data", **TINY | {"epochs": 1}, val_fraction=0.0, max_unreadable=1.0
+        data=tmp_path / "data",
+        **TINY | {"epochs": 1},
+        val_fraction=0.0,
+        max_unreadable=1.0,
+        follow_links=True,
     )
     run = fit(config, tmp_path / "run")
     manifest = run.manifest()
@@ -231,7 +235,7 @@ def test_links_that_double_at_every_level_end(tmp_path):
     levels[-1].mkdir()
     Image.new("RGB", (8, 8)).save(levels[-1] / "1.png")
     (tmp_path / "data/many").symlink_to(levels[0])
-    assert list(load_data(tmp_path / "data").paths) == [
+    assert list(load_data(tmp_path / "data", follow_links=True).paths) == [
         "many/" + 39 * "a/" + "1.png",
         "square/0000.png",
     ]

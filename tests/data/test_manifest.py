@@ -145,12 +145,48 @@ def test_links_are_followed_unless_they_loop(tmp_path):
     (tmp_path / "data/b/self").symlink_to(tmp_path / "data/b")
     (tmp_path / "data/root").symlink_to(tmp_path / "data")
     (tmp_path / "data/a/gone.png").symlink_to(tmp_path / "gone.png")  # reported when it is read
-    assert list(load_data(tmp_path / "data").paths) == [
+    assert list(load_data(tmp_path / "data", follow_links=True).paths) == [
         "a/1.png",
         "a/gone.png",
         "a/more/3.png",
         "b/2.png",
     ]
+
+
+def test_links_that_lead_out_of_the_folder_are_refused_unless_asked_for(tmp_path):
+    touch(tmp_path / "data", "a/1.png", "b/2.png")
+    touch(tmp_path, "elsewhere/3.png")
+    (tmp_path / "data/a/inside.png").symlink_to(tmp_path / "data/b/2.png")
+    (tmp_path / "data/a/gone.png").symlink_to(tmp_path / "gone.png")
+    assert len(load_data(tmp_path / "data")) == 4
+    (tmp_path / "alias").symlink_to(tmp_path / "data")  # the root itself may be a link
+    assert len(load_data(tmp_path / "alias")) == 4
+
+    (tmp_path / "data/a/file.png").symlink_to(tmp_path / "elsewhere/3.png")
+    (tmp_path / "data/a/text.txt").symlink_to("/etc/hostname")  # no image
+    problem = error_of(tmp_path / "data")
+    assert "data: 1 links lead out of it. If you trust them, add --follow-links." in problem
+    assert f"data/a/file.png: a link to {tmp_path}/elsewhere/3.png" in problem
+    (tmp_path / "data/a/file.png").unlink()
+    (tmp_path / "data/c").symlink_to(tmp_path / "elsewhere")  # a whole class
+    assert "data/c: a link to" in error_of(tmp_path / "data")
+    assert "c/3.png" in load_data(tmp_path / "data", follow_links=True).paths
+
+
+def test_links_in_a_csv_that_lead_out_are_refused_unless_asked_for(tmp_path):
+    touch(tmp_path, "data/a/1.png", "data/b/2.png", "elsewhere/3.png")
+    (tmp_path / "data/a/file.png").symlink_to(tmp_path / "elsewhere/3.png")
+    (tmp_path / "data/out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/in").symlink_to("b")
+    csv = tmp_path / "data/l.csv"
+    csv.write_text("path,label\na/1.png,a\nin/2.png,b\n")
+    assert len(load_data(csv)) == 2
+    csv.write_text("path,label\na/1.png,a\nin/2.png,b\na/file.png,b\nout/3.png,b\n")
+    problem = error_of(csv)
+    assert "2 links lead out of it" in problem
+    assert "data/a/file.png: a link to" in problem
+    assert "data/out/3.png: a link to" in problem
+    assert len(load_data(csv, follow_links=True)) == 4
 
 
 def test_missing_empty_and_flat_folders_say_what_to_do(tmp_path):
