@@ -69,5 +69,5 @@ def train_or_resume(folder: Path, clock: Clock, data: Path, **settings: Any) -> 
     """Train into `folder`, or go on with the training that was cut off there."""
     run = RunFolder(folder)
     if run.is_run() and run.checkpoint_folder.is_dir():
-        return api.resume(folder, observer=clock)
-    return api.train(data, out=folder, overwrite=True, observer=clock, **settings)
+        return api.resume(folder, for_audit=False, observer=clock)
+    return api.train(data, out=folder, overwrite=True, for_audit=False, observer=clock, **settings)

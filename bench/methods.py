@@ -21,13 +21,14 @@ import numpy as np
 import sets
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "pretrained": {"backbone": "tf_efficientnet_lite0", "image_size": 64, "epochs": 8},
+    "pretrained": {"backbone": "tf_efficientnet_lite0", "image_size": 64, "epochs": 5},
     "scratch": {
-        "backbone": "resnet10t",
+        "backbone": "test_resnet",
         "pretrained": False,
         "image_size": 32,
-        "epochs": 30,
+        "epochs": 40,
         "optimizer": "sgd",
+        "lr": 0.05,
     },
 }
 METHODS: dict[str, dict[str, Any]] = {
@@ -86,6 +87,7 @@ def train(cell: Cell, args: argparse.Namespace, clock: cells.Clock, folder: Path
         seed=cell.seed,
         workers=args.workers,
         truth_column="true_label",
+        cache="ram",
         device=args.device,
         **settings,
     )

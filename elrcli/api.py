@@ -38,26 +38,28 @@ def train(
     out: AnyPath | None = None,
     overwrite: bool = False,
     preset: str | None = None,
+    for_audit: bool = True,
     observer: Observer | None = None,
     **settings: Any,
 ) -> RunFolder:
     """Train on a folder or a CSV file; `settings` are the fields of `TrainConfig`.
 
-    They win over the `preset`, a name from `elrcli.presets.PRESETS`.
+    They win over the `preset`, a name from `elrcli.presets.PRESETS`. `for_audit` saves features of
+    every image at the end, one more pass over the data: an audit finds neighbours by them.
     """
     if preset is not None:
         settings = with_preset(preset, settings)
     config = TrainConfig.from_dict({"data": Path(data), **settings}, "train()")
     from elrcli.engine.fit import fit
 
-    return fit(config, _path(out), overwrite=overwrite, observer=observer)
+    return fit(config, _path(out), overwrite=overwrite, for_audit=for_audit, observer=observer)
 
 
-def resume(run: AnyPath, *, observer: Observer | None = None) -> RunFolder:
-    """Continue an interrupted run from its last epoch."""
+def resume(run: AnyPath, *, for_audit: bool = True, observer: Observer | None = None) -> RunFolder:
+    """Continue an interrupted run from its last checkpoint; `for_audit` as for `train`."""
     from elrcli.engine.fit import resume
 
-    return resume(Path(run), observer=observer)
+    return resume(Path(run), for_audit=for_audit, observer=observer)
 
 
 def tune(
