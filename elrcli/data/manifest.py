@@ -16,7 +16,7 @@ import sys
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -279,7 +279,8 @@ def _scan_folder(folder: Path, classes: Sequence[str] | None, follow_links: bool
         if len(paths) == before:
             raise DataError(_nothing_found(top))
         splits += [code] * (len(paths) - before)
-    return _build(root, paths, names, splits, None, classes, str(folder))
+    rows = _Rows(paths, names, array("b", splits))
+    return _build(root, rows, _order(paths), classes, str(folder))
 
 
 def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
@@ -397,12 +398,55 @@ def _nothing_found(folder: str) -> str:
 # --- CSV files ---
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    line: int
-    label: str
-    split: int
-    truth: str | None
+@dataclass
+class _Rows:
+    """What the data lists, as lists and arrays: ten million rows fit into memory."""
+
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # one string for each class
+    splits: array[int] = field(default_factory=lambda: array("b"))  # codes
+    truths: list[str] = field(default_factory=list)  # empty without true labels
+    lines: array[int] = field(default_factory=lambda: array("I"))  # of a CSV file
+
+    def add(self, path: str, label: str, split: int, truth: str | None, line: int) -> None:
+        self.paths.append(path)
+        self.labels.append(sys.intern(label))
+        self.splits.append(split)
+        if truth is not None:
+            self.truths.append(sys.intern(truth))
+        self.lines.append(line)
+
+    def distinct(self) -> tuple[np.ndarray, dict[int, str]]:
+        """Return the rows with a path that no row before has, sorted by path, and conflicts.
+
+        A conflict is what a later row of the same path says otherwise, by line.
+        """
+        order = _order(self.paths)
+        conflicts = {}
+        is_first = np.ones(len(order), dtype=bool)
+        first = 0
+        for place, row in enumerate(map(int, order)):
+            if place > 0 and self.paths[row] == self.paths[first]:
+                is_first[place] = False
+                if problem := self._conflict(first, row):
+                    conflicts[self.lines[row]] = problem
+            else:
+                first = row
+        return order[is_first], conflicts
+
+    def _conflict(self, first: int, row: int) -> str | None:
+        splits = [SPLITS[code] for code in (self.splits[first], self.splits[row])]
+        for what, one, other in (
+            ("label", self.labels[first], self.labels[row]),
+            ("split", *splits),
+            ("true label", *((self.truths[first], self.truths[row]) if self.truths else ("", ""))),
+        ):
+            if one != other:
+                return (
+                    f"'{legible(self.paths[row])}' has {what} '{legible(one)}' on line"
+                    f" {self.lines[first]} and '{legible(other)}' here. Keep one of the two lines."
+                )
+        return None
 
 
 def _read_csv(
@@ -420,8 +464,8 @@ def _read_csv(
         raise DataError(f"{base}: no such folder. Check --root.")
     bases = {base, os.path.realpath(base)}
     known = None if classes is None else set(classes)
-    rows: dict[str, _Row] = {}
-    bad: list[str] = []
+    rows = _Rows()
+    bad: dict[int, str] = {}  # by line
 
     lines = csv_rows(csv_path, path_column)
     header = [name.strip() for name in next(lines)[1]]
@@ -438,9 +482,8 @@ def _read_csv(
             break
         if not any(cell.strip() for cell in cells):
             continue
-        place = f"{csv_path}:{line}:"
         if len(cells) > len(header):
-            bad.append(f"{place} {len(cells)} cells, but the header has {len(header)}")
+            bad[line] = f"{len(cells)} cells, but the header has {len(header)}"
             continue
         cells += [""] * (len(header) - len(cells))
         problem = None
@@ -466,41 +509,32 @@ def _read_csv(
             problem = f"no true label in column '{truth_column}'"
         elif truth is not None and known is not None and truth not in known:
             problem = _unknown("class", truth, known)
-        if problem is not None or path is None or split is None:
-            bad.append(f"{place} {problem}")
-            continue
-        row = _Row(line, sys.intern(label), split, truth and sys.intern(truth))
-        first = rows.setdefault(path, row)
-        if (first.label, first.split, first.truth) != (row.label, row.split, row.truth):
-            bad.append(f"{place} {_conflict(path, first, row)}")
+        if problem is None and path is not None and split is not None:
+            rows.add(path, label, split, truth, line)
+        else:
+            bad[line] = str(problem)
 
+    kept, conflicts = rows.distinct()
+    bad |= conflicts
     if bad:
-        raise DataError(listed(bad))
-    if not rows:
+        raise DataError(listed([f"{csv_path}:{line}: {bad[line]}" for line in sorted(bad)]))
+    if len(kept) == 0:
         raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
-    missing = [p for p in rows if not os.path.exists(f"{base}/{p}")]
+    missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
     if missing:
         places = [
-            f"{csv_path}:{rows[p].line}: no such file: {legible(p)}{_near_file(base, p)}"
-            for p in missing[:SHOWN]
+            f"{csv_path}:{rows.lines[row]}: no such file: {legible(rows.paths[row])}"
+            + _near_file(base, rows.paths[row])
+            for row in missing[:SHOWN]
         ]
         raise DataError(
-            f"{csv_path}: {len(missing)} of {len(rows)} files do not exist under {base}."
+            f"{csv_path}: {len(missing)} of {len(kept)} files do not exist under {base}."
             " Set --root to the folder that the paths start from.\n" + listed(places, len(missing))
         )
-    leading_out = [] if follow_links else _links_out(base, rows)
+    leading_out = [] if follow_links else _links_out(base, (rows.paths[row] for row in kept))
     if leading_out:
         raise DataError(_links_refused(leading_out, base))
-    truths = None if truth_column is None else [row.truth or "" for row in rows.values()]
-    return _build(
-        base,
-        list(rows),
-        [row.label for row in rows.values()],
-        [row.split for row in rows.values()],
-        truths,
-        classes,
-        str(csv_path),
-    )
+    return _build(base, rows, kept, classes, str(csv_path))
 
 
 def _links_out(base: str, paths: Iterable[str]) -> list[str]:
@@ -597,18 +631,6 @@ def _near_file(base: str, path: str) -> str:
     return ""
 
 
-def _conflict(path: str, first: _Row, row: _Row) -> str:
-    if first.label != row.label:
-        given, other = legible(first.label), legible(row.label)
-        what = f"label '{given}' on line {first.line} and '{other}' here"
-    elif first.split != row.split:
-        what = f"split '{SPLITS[first.split]}' on line {first.line} and '{SPLITS[row.split]}' here"
-    else:
-        given, other = legible(first.truth or ""), legible(row.truth or "")
-        what = f"true label '{given}' on line {first.line} and '{other}' here"
-    return f"'{legible(path)}' has {what}. Keep one of the two lines."
-
-
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     hint = did_you_mean(name, known) or f" Known: {legible(', '.join(sorted(known)[:SHOWN]))}."
@@ -622,7 +644,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def listed(problems: Sequence[str], count: int | None = None, shown: int = SHOWN) -> str:
     """Return the first problems, one a line, and how many there are beyond, of `count` in all."""
-    is_cut = count is None and len(problems) == MOST_PROBLEMS
+    is_cut = count is None and len(problems) >= MOST_PROBLEMS
     more = (len(problems) if count is None else count) - shown
     if more <= 0:
         return "\n".join(problems)
@@ -633,17 +655,16 @@ def listed(problems: Sequence[str], count: int | None = None, shown: int = SHOWN
 # --- both ---
 
 
+def _order(paths: list[str]) -> np.ndarray:
+    """Return the places of the paths in ascending order, equal ones as they come, int64 [N]."""
+    return np.argsort(np.array(paths, dtype=object), kind="stable")
+
+
 def _build(
-    root: str,
-    paths: list[str],
-    names: list[str],
-    splits: list[int],
-    truths: list[str] | None,
-    classes: Sequence[str] | None,
-    place: str,
+    root: str, rows: _Rows, order: np.ndarray, classes: Sequence[str] | None, place: str
 ) -> Manifest:
-    """Sort the rows by path and turn names into class ids."""
-    present = set(names) | set(truths or ())
+    """Take the rows in `order`, by path, and turn names into class ids."""
+    present = set(rows.labels) | set(rows.truths)
     for name in present:
         if not is_text(name):
             raise DataError(f"{place}: class '{legible(name)}' is not UTF-8 text. Rename it.")
@@ -654,15 +675,15 @@ def _build(
         problems = [f"{place}: {_unknown('class', name, classes)}" for name in unknown]
         raise DataError(listed(problems))
     class_ids = {name: i for i, name in enumerate(classes)}
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    truth = None
-    if truths is not None:
-        truth = np.array([class_ids[truths[i]] for i in order], dtype=np.int32)
+
+    def ids(names: list[str]) -> np.ndarray:
+        return np.fromiter((class_ids[names[i]] for i in order), np.int32, count=len(order))
+
     return Manifest(
         root=Path(root),
-        paths=StringTable(paths[i] for i in order),
-        labels=np.array([class_ids[names[i]] for i in order], dtype=np.int32),
-        splits=np.array(splits, dtype=np.int8)[order],
+        paths=StringTable(rows.paths[i] for i in order),
+        labels=ids(rows.labels),
+        splits=np.array(rows.splits, dtype=np.int8)[order],
         classes=tuple(classes),
-        truth=truth,
+        truth=ids(rows.truths) if rows.truths else None,
     )
