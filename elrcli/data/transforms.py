@@ -8,12 +8,8 @@ import random
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network access on import
-
-import albumentations as A
 import cv2
+import numpy as np
 
 from elrcli.data.images import Window, cut, read_image, read_window
 
@@ -23,7 +19,8 @@ RATIOS = (3 / 4, 4 / 3)  # its width to its height
 
 
 class Transform:
-    """A crop of `image_size` pixels a side, perhaps mirrored, perhaps with further `steps`.
+    """A crop of `image_size` pixels a side, perhaps mirrored, perhaps with further `steps`
+    of albumentations.
 
     `crop` is "centre", "place" (anywhere, also `margin` pixels beyond the edge) or "window" (a
     random share of the area).
@@ -37,16 +34,14 @@ class Transform:
         *,
         margin: int = 0,
         flip: bool = False,
-        steps: tuple[Any, ...] = (),
+        steps: Any = None,
     ) -> None:
         self.image_size = image_size
         self.load_size = load_size  # short side of the images that a cache should hold
         self._crop = crop
         self._margin = margin
         self._flip = flip
-        self._steps = A.Compose(steps) if steps else None
-        if self._steps is not None:
-            self._steps.disable_check_args_private()  # its checks cost more than a crop
+        self._steps = steps
 
     def read(self, path: str | os.PathLike[str], seed: tuple[int, ...]) -> np.ndarray:
         """Return uint8 [S, S, 3] of an image file; raises ImageProblem.
@@ -107,7 +102,7 @@ def train_transform(augment: str, image_size: int, flip: bool) -> Transform:
         return Transform(image_size, round(image_size * 8 / 7), "place", flip=flip)
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment must be one of {AUGMENTATIONS}, not {augment!r}")
-    steps = _strong_steps() if augment == "strong" else ()
+    steps = _strong_steps() if augment == "strong" else None
     return Transform(image_size, math.ceil(1.15 * image_size), "window", flip=flip, steps=steps)
 
 
@@ -130,7 +125,10 @@ def draw_window(height: int, width: int, random_numbers: np.random.Generator) ->
     return Window((1 - part[0]) / 2, (1 - part[1]) / 2, *part)
 
 
-def _strong_steps() -> tuple[Any, ...]:
+def _strong_steps() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network access on import
+    import albumentations as A  # only here: it takes a good part of the time to start
+
     edge = cv2.BORDER_REFLECT_101
     one_of = [
         A.Affine(rotate=(-15, 15), border_mode=edge, p=1.0),
@@ -142,7 +140,7 @@ def _strong_steps() -> tuple[Any, ...]:
         A.Sharpen(alpha=(0.1, 0.4), p=1.0),
         A.GaussianBlur(sigma_limit=(0.3, 1.0), p=1.0),
     ]
-    return (
+    steps = [
         A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8),
         A.OneOf(one_of, p=0.7),
         A.CoarseDropout(
@@ -152,4 +150,7 @@ def _strong_steps() -> tuple[Any, ...]:
             fill="random_uniform",
             p=0.25,
         ),
-    )
+    ]
+    composed = A.Compose(steps)
+    composed.disable_check_args_private()  # its checks cost more than a crop
+    return composed

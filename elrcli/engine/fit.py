@@ -76,7 +76,6 @@ from elrcli.models import (
     synchronise_batch_norm,
     training_mode,
 )
-from elrcli.plots import curves_svg
 from elrcli.run import RunFolder, csv_text, json_text, new_path, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
@@ -861,6 +860,8 @@ class Training:
 
     def _draw_curves(self) -> None:
         if self.group.is_first:
+            from elrcli.plots import curves_svg  # only here: matplotlib would delay the first step
+
             write_text(self.run.curves_file, curves_svg(self.metrics))
 
     def _save_model(self) -> None:

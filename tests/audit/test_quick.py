@@ -53,7 +53,7 @@ class Stopper(Observer):
 @pytest.fixture(autouse=True)
 def _quick_curves(monkeypatch) -> None:
     """Drawing takes longer than training here."""
-    monkeypatch.setattr("elrcli.engine.fit.curves_svg", lambda rows: f"{len(rows)} epochs")
+    monkeypatch.setattr("elrcli.plots.curves_svg", lambda rows: f"{len(rows)} epochs")
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -28,7 +30,17 @@ def noise(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
+def test_albumentations_is_loaded_for_strong_only():
+    lines = (
+        "import sys; from elrcli.data.transforms import train_transform",
+        "train_transform('standard', 32, True); assert 'albumentations' not in sys.modules",
+        "train_transform('strong', 32, True); assert 'albumentations' in sys.modules",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
 def test_the_import_asks_no_server_and_leaves_one_thread():
+    train_transform("strong", 32, flip=True)
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
     assert cv2.getNumThreads() == 1
 

@@ -27,7 +27,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def _quick_curves(monkeypatch) -> None:
     """Drawing takes longer than training here. Only `shared_run` has its curves drawn."""
-    monkeypatch.setattr("elrcli.engine.fit.curves_svg", lambda rows: f"{len(rows)} epochs")
+    monkeypatch.setattr("elrcli.plots.curves_svg", lambda rows: f"{len(rows)} epochs")
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from elrcli import plots
 from elrcli.config import TrainConfig
 from elrcli.data.loader import Batch, RowLoader
 from elrcli.engine import fit as module
@@ -927,9 +928,7 @@ def test_a_config_that_does_not_fit_is_a_run_error(run_copy, part, value, error)
 def test_curves_are_drawn_while_training(train, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_CURVES", 0.0)
     drawn = []
-    original = module.curves_svg
-    monkeypatch.setattr(
-        module, "curves_svg", lambda rows: drawn.append(len(rows)) or original(rows)
-    )
+    original = plots.curves_svg
+    monkeypatch.setattr(plots, "curves_svg", lambda rows: drawn.append(len(rows)) or original(rows))
     train(epochs=3)
     assert drawn == [1, 2, 3]
