@@ -182,6 +182,7 @@ TRAINING_OPTIONS = [
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
     ("--batch-size", "16", "batch_size", 16),
+    ("--batch-size", "auto", "batch_size", "auto"),
     ("--lr", "1e-3", "lr", 0.001),
     ("--image-size", "64", "image_size", 64),
     ("--augment", "strong", "augment", "strong"),

@@ -450,8 +450,11 @@ def test_a_process_that_fails_ends_all(photos, tmp_path, failing):
         train(photos, tmp_path / "run", batch_size=4, observer=fail_in(failing, out_of_memory))
 
     results = together(work)
-    message = "cpu: out of memory. Lower --batch-size or --image-size."
-    assert results[failing] == Failure("TrainingError", message, 1)
+    message = (
+        "cpu: out of memory with 4 images per step. 2 fit: add --batch-size 2 --accumulate 2,"
+        " or --batch-size auto."
+    )
+    assert results[failing] == Failure("OutOfMemory", message, 1)
     assert results[1 - failing].kind == "EndedByAnother"
     assert len(RunFolder(tmp_path / "run").metrics()) == 1
 

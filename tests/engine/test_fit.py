@@ -734,15 +734,6 @@ def test_a_weight_that_is_no_number_is_noticed_in_the_last_step(train):
         train(lr=1e38, warmup=0.0, epochs=1, batch_size=64, schedule="constant", head_lr_scale=1000)
 
 
-def test_out_of_memory_says_what_to_lower(train, monkeypatch):
-    def refuse(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(SingleNetwork, "training_step", refuse)
-    with pytest.raises(TrainingError, match=r"cpu: out of memory\. Lower --batch-size"):
-        train()
-
-
 def test_other_errors_stay_what_they_are(train, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise RuntimeError("a defect")
