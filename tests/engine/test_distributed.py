@@ -39,6 +39,7 @@ from elrcli.engine.tune import tune
 from elrcli.errors import ConfigError, ModelError, TrainingError
 from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
+from tests.memory import memory_for
 from tests.shapes import write_shapes
 from tests.together import Failure, together
 
@@ -361,6 +362,34 @@ def test_the_first_process_alone_writes_and_is_watched(photos, tmp_path):
         return observer.plan.processes, observer.plan.batch_size, observer.plan.batches
 
     assert together(work) == [(2, 16, 1)] * 2
+
+
+def test_processes_agree_on_the_batch_that_fits(photos, tmp_path):
+    settings = {"epochs": 1, "ema": True, "optimizer": "adamw"}
+
+    def work(rank: int) -> tuple[Any, int]:
+        with pytest.MonkeyPatch.context() as patch:
+            memory_for(patch, (8, 4)[rank])
+            run = train(photos, tmp_path / "chosen", batch_size="auto", **settings)
+        return run.train_config().batch_size, run.train_config().accumulate
+
+    assert together(work) == [(4, 4)] * 2  # both would take 16
+    by_hand = trained_by(2, photos, tmp_path / "hand", batch_size=4, accumulate=4, **settings)
+    one, other = state_of(RunFolder(tmp_path / "chosen")), state_of(by_hand)
+    for part in ("method", "record"):
+        for name, tensor in other[part].items():
+            torch.testing.assert_close(one[part][name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_process_without_room_for_one_image_ends_all(photos, tmp_path):
+    def work(rank: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            memory_for(patch, (8, 0)[rank])
+            train(photos, tmp_path / "run", batch_size="auto")
+
+    results = together(work)
+    assert sorted(failure.kind for failure in results) == ["EndedByAnother", "OutOfMemory"]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
