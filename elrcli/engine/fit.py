@@ -48,7 +48,7 @@ from elrcli.engine.distributed import (
     whole_state,
 )
 from elrcli.engine.features import Features, look_at_images
-from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, FiniteWatch
+from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT, FiniteWatch
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.memory import is_out_of_memory, memory_explained, release_memory
@@ -136,6 +136,9 @@ def fit(
     check_image_size(network, prepared.image_size)
     _check_sync_bn(config, network, runtime, group)
     observer = observer or Observer()
+    unseen = _classes_without_training(manifest)
+    if unseen:
+        observer.note(f"no training image of {unseen}: cannot be learned")
     tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)
     if tries_batches:
@@ -269,6 +272,15 @@ def resolve(
         image_size=prepared.image_size,
         workers=worker_count(config.workers),
     )
+
+
+def _classes_without_training(manifest: Manifest) -> str:
+    """Return the names of classes that occur in other splits only."""
+    seen = np.unique(manifest.labels[manifest.rows("train")])
+    unseen = np.setdiff1d(np.arange(manifest.num_classes), seen)
+    named = ", ".join(f"'{legible(manifest.classes[label])}'" for label in unseen[:NAMED])
+    more = f" and {len(unseen) - NAMED} more classes" if len(unseen) > NAMED else ""
+    return f"{named}{more}"
 
 
 def too_many_unreadable(unreadable: int, images: int, share: float) -> bool:
@@ -508,14 +520,13 @@ class Training:
             named = ", ".join(paths[:NAMED])
             more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
             # A bad gradient is everybody's, a bad loss that of one process.
-            found = own.what == "gradient", own.number, f"{named}{more}"
+            found = WHAT.index(own.what), own.number, f"{named}{more}"
         bad = [one for one in self.group.gather(found) if one is not None]
         if bad:
-            is_gradient, number, images = min(bad)
-            what = "gradient" if is_gradient else "loss"
+            what, number, images = min(bad)
             raise Diverged(
-                f"the {what} is no finite number in epoch {self.epoch + 1}, batch {number + 1}"
-                f" ({images})"
+                f"the {WHAT[what]} is no finite number in epoch {self.epoch + 1},"
+                f" batch {number + 1} ({images})"
             )
 
     def _check_same(self, seen: str) -> None:
@@ -749,11 +760,13 @@ class Training:
             done += self._count(batch)
             if len(batch.index) > 0:
                 index = self.share.places(batch.index).to(self.runtime.device)
+                self.finite.prediction(probs, number, batch.index)
                 self.method.observe(probs, index)
                 self.record.update(probs, self.labels[index], index, self.epoch, probs)
             part.has_done(split, number + 1)
             observer.progress(split, min(done, total), total)
             self._end_if_told(stop, remedy)
+        self._look_for_bad_numbers()
 
     def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
