@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ElrError,
         Interrupted,
         ModelError,
+        OutOfMemory,
         RunError,
         TrainingError,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "Interrupted",
     "ModelError",
     "Observer",
+    "OutOfMemory",
     "RunError",
     "RunFolder",
     "TrainConfig",
@@ -75,6 +77,7 @@ _HOMES = {
             "ElrError",
             "Interrupted",
             "ModelError",
+            "OutOfMemory",
             "RunError",
             "TrainingError",
         ),

@@ -30,6 +30,7 @@ DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
     "Machine",
 )
 
+AUTO = "auto"  # of --batch-size: as many images as fit
 LARGEST_FILE = 64 * 1024**2  # bytes of a TOML or JSON file: a million class names fit
 
 
@@ -45,11 +46,12 @@ def setting(
     flag: str | None = None,
     auto: str | None = None,
     only: str | None = None,
+    word: str | None = None,
 ) -> Any:
     """Declare one setting.
 
     `low` and `high` are inclusive bounds; `auto` says what None stands for; `only` names the one
-    method that uses the setting.
+    method that uses the setting; `word` may stand in place of a number.
     """
     return field(
         default=default,
@@ -63,6 +65,7 @@ def setting(
             "flag": flag,
             "auto": auto,
             "only": only,
+            "word": word,
         },
     )
 
@@ -164,12 +167,14 @@ class TrainConfig:
     epochs: int = setting(
         15, "Passes over the training data.", OPTIMISATION, low=1, high=10_000, short="-e"
     )
-    batch_size: int | None = setting(
+    batch_size: int | str | None = setting(
         None,
-        "Images per step, in each process of torchrun.",
+        "Images per step, in each process of torchrun. auto: halved until it fits on the device,"
+        " with --accumulate raised to match.",
         OPTIMISATION,
         low=1,
         auto="64, less for few images",
+        word=AUTO,
     )
     optimizer: str = setting("adamw", "Optimiser.", OPTIMISATION, choices=("sgd", "adamw"))
     lr: float | None = setting(
@@ -434,9 +439,13 @@ def _checked(spec: dataclasses.Field[Any], value: Any) -> Any:
         for number in numbers:
             _check_range(spec, option, number)
         return numbers
+    word = spec.metadata.get("word")
+    if word is not None and value == word:
+        return value
     converted = _converted(kind, value)
     if converted is None:
-        raise ConfigError(f"{option} {value!r}: expected {_KIND_NAMES[kind]}.")
+        expected = _KIND_NAMES[kind] + ("" if word is None else f" or {word}")
+        raise ConfigError(f"{option} {value!r}: expected {expected}.")
     choices = spec.metadata.get("choices")
     if choices and converted not in choices:
         raise ConfigError(f"{option} {value!r}: choose one of {', '.join(choices)}.")

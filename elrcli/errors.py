@@ -55,6 +55,10 @@ class TrainingError(ElrError):
     """Training cannot go on; the last saved state is intact."""
 
 
+class OutOfMemory(ElrError):
+    """The device has too little memory for what it is asked to do."""
+
+
 class EndedByAnother(ElrError):
     """Another process of the same training failed first, and says why."""
 

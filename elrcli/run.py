@@ -160,9 +160,12 @@ class RunFolder:
                         f"{self.path}: is being trained by {holder}. Wait for it, or choose"
                         " another --out."
                     ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+            try:
+                file.truncate(0)
+                # Not through the buffer, which would be written again on closing.
+                os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+            except OSError as error:
+                raise RunError(f"{self.lock_file}: cannot be written ({error.strerror}).") from None
             yield
 
     def remove_leftovers(self) -> None:

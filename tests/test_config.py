@@ -71,6 +71,10 @@ def test_replace_checks_again():
         ("image_size", 7, "--image-size 7: must be at least 8."),
         ("seed", 2**32, "--seed 4294967296: must be at most"),
         ("data", None, "--data needs a value."),
+        ("batch_size", 0, "--batch-size 0: must be at least 1."),
+        ("batch_size", "16", "--batch-size '16': expected a whole number or auto."),
+        ("batch_size", True, "--batch-size True: expected a whole number or auto."),
+        ("epochs", "auto", "--epochs 'auto': expected a whole number."),
     ],
 )
 def test_a_bad_value_is_named(name, value, message):
@@ -85,6 +89,15 @@ def test_values_take_the_type_of_their_setting():
     assert type(config.lam) is float
     assert config.milestones == (40.0, 80.0)
     assert config.weights == Path("w.pth")
+
+
+def test_the_batch_size_is_a_number_or_auto(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('batch-size = "auto"\n')
+    config = make(**read_toml(file))
+    assert config.batch_size == "auto"
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.replace(batch_size=3).batch_size == 3
 
 
 def test_weights_and_no_pretrained_exclude_each_other():

@@ -26,6 +26,7 @@ def test_public_names_are_pinned():
         "Interrupted",
         "ModelError",
         "Observer",
+        "OutOfMemory",
         "RunError",
         "RunFolder",
         "TrainConfig",

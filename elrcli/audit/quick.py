@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from elrcli.config import AUDIT_SETTINGS, TrainConfig, option_name
+from elrcli.config import AUDIT_SETTINGS, AUTO, TrainConfig, option_name
 from elrcli.data.manifest import manifest_text
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, load_samples, resume
@@ -90,7 +90,8 @@ def other_settings(made: TrainConfig, wanted: TrainConfig, asked: Collection[str
     Where None is wanted, the choice was left to the run.
     """
     differences = []
-    for name in sorted(asked):
+    left_to_run = {"batch_size", "accumulate"} if wanted.batch_size == AUTO else set()
+    for name in sorted(set(asked) - left_to_run):
         has, wants = getattr(made, name), getattr(wanted, name)
         if wants is not None and has != wants:
             differences.append(f"{option_name(name).removeprefix('--')} {has}, not {wants}")

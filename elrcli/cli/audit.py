@@ -36,6 +36,7 @@ TRAINING_SETTINGS = (
     "method",
     "epochs",
     "batch_size",
+    "accumulate",
     "lr",
     "image_size",
     "augment",

@@ -39,6 +39,9 @@ def _setting(name: str, *, has_own_default: bool = False) -> Any:
         extra = {"min": facts["low"], "max": facts["high"]}
     elif kind is tuple:
         extra = {"parser": numbers, "metavar": "A,B,..."}
+    if facts["word"]:
+        extra = {"parser": _number_or(facts["word"], facts["low"])}
+        extra["metavar"] = f"<integer|{facts['word']}>"
     if facts["auto"] and not has_own_default:
         extra["show_default"] = facts["auto"]
     return typer.Option(
@@ -61,6 +64,22 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r}: expected numbers, such as 40,80.") from None
+
+
+def _number_or(word: str, low: int) -> Callable[[str], int | str]:
+    def whole_number(text: str) -> int | str:
+        if text == word:
+            return text
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            message = f"{text!r}: expected a whole number from {low}, or {word}."
+            raise typer.BadParameter(message)
+        return number
+
+    return whole_number
 
 
 Root = Annotated[Path | None, _setting("root")]
@@ -132,7 +151,7 @@ def was_given(context: typer.Context, name: str) -> bool:
 
 def _annotation(spec: dataclasses.Field[Any]) -> Any:
     kind = TYPES[spec.name]
-    if kind is tuple:
+    if kind is tuple or spec.metadata["word"]:
         return Any
     plain: Any = Literal[spec.metadata["choices"]] if spec.metadata["choices"] else kind
     return plain | None if spec.default is None else plain

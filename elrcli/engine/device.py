@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,13 +39,11 @@ class Runtime:
         return lines.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-@contextmanager
-def memory_explained(device: torch.device) -> Iterator[None]:
-    """Say what to do where the device has too little memory for predictions."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{device}: out of memory. Lower --batch-size.") from error
+def blank_images(count: int, runtime: Runtime, preprocessing: Preprocessing) -> Tensor:
+    """Return normalised images [count, 3, S, S] without a picture, made as those of a loader."""
+    side = preprocessing.image_size
+    blank = torch.zeros(count, side, side, 3, dtype=torch.uint8)
+    return runtime.normalise(blank.permute(0, 3, 1, 2), preprocessing)
 
 
 @lru_cache(maxsize=8)  # a copy to the device in every step would make it wait for the host

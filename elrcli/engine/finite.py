@@ -8,22 +8,23 @@ import torch
 from torch import Tensor
 
 STEPS_BETWEEN_LOOKS = 100  # a look waits for the device
+WHAT = ("loss", "gradient", "prediction")
 NEVER = torch.iinfo(torch.int64).max
 
 
 class BadBatch(NamedTuple):
     """The first batch of a process after which not all numbers are finite."""
 
-    what: str  # loss or gradient
+    what: str  # one of WHAT
     number: int  # of the batch in its epoch
     rows: list[int]  # in the manifest
 
 
 class FiniteWatch:
-    """Notes on the device which loss and which gradient were first not to be finite."""
+    """Notes on the device which loss, gradient and prediction were first not to be finite."""
 
     def __init__(self, device: torch.device) -> None:
-        self._first = torch.full((2,), NEVER, device=device)  # batch of loss and of gradient
+        self._first = torch.full((len(WHAT),), NEVER, device=device)  # batch of each of WHAT
         self._batches: list[tuple[int, Tensor]] = []  # (number, rows) since the last look
 
     def loss(self, loss: Tensor, number: int, rows: Tensor) -> None:
@@ -38,15 +39,20 @@ class FiniteWatch:
         """
         return self._note(1, norm, number)
 
+    def prediction(self, probs: Tensor, number: int, rows: Tensor) -> None:
+        """Note predictions [B, K] without training on the batch `number`, as `loss` does."""
+        self._batches.append((number, rows))
+        self._note(2, probs.sum(), number)
+
     def look(self) -> BadBatch | None:
         """Return the first bad batch of this process; waits for the device."""
-        of_loss, of_gradient = self._first.tolist()
+        first = self._first.tolist()
         batches, self._batches = dict(self._batches), []
-        number = min(of_loss, of_gradient)
+        number = min(first)
         if number == NEVER:
             return None
         rows = batches[number].tolist() if number in batches else []
-        return BadBatch("loss" if of_loss <= of_gradient else "gradient", number, rows)
+        return BadBatch(WHAT[first.index(number)], number, rows)
 
     def _note(self, place: int, value: Tensor, number: int) -> Tensor:
         is_bad = value.isfinite().logical_not()

@@ -7,6 +7,7 @@ import hashlib
 import math
 import shlex
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 import elrcli
-from elrcli.config import TrainConfig
+from elrcli.config import AUTO, TrainConfig
 from elrcli.data.cache import ImageCache
 from elrcli.data.loader import Batch, RowLoader, images_per_epoch
 from elrcli.data.manifest import (
@@ -31,6 +32,7 @@ from elrcli.data.manifest import (
 )
 from elrcli.data.shares import Share, deal_rows
 from elrcli.data.transforms import Transform, eval_transform, train_transform
+from elrcli.engine.batch_size import BatchTrial, with_fitting_batch
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
 from elrcli.engine.distributed import (
@@ -46,9 +48,10 @@ from elrcli.engine.distributed import (
     whole_state,
 )
 from elrcli.engine.features import Features, look_at_images
-from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, FiniteWatch
+from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT, FiniteWatch
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
+from elrcli.engine.memory import is_out_of_memory, memory_explained, release_memory
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
     Diverged,
@@ -59,9 +62,18 @@ from elrcli.engine.metrics import (
     memorisation_metrics,
 )
 from elrcli.engine.observer import Observer, TrainingPlan
+from elrcli.engine.optimizers import build_optimizer, restore_optimizer
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.schedules import Schedule, set_learning_rate
-from elrcli.errors import ConfigError, DataError, ModelError, RunError, TrainingError, legible
+from elrcli.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    OutOfMemory,
+    RunError,
+    TrainingError,
+    legible,
+)
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
 from elrcli.models import (
@@ -71,7 +83,6 @@ from elrcli.models import (
     freeze,
     has_batch_norm,
     members,
-    parameter_groups,
     preprocessing,
     synchronise_batch_norm,
     training_mode,
@@ -81,6 +92,7 @@ from elrcli.run import RunFolder, csv_text, json_text, new_path, write_text
 SECONDS_BETWEEN_CURVES = 30.0
 MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
 NAMED = 4  # images of a bad batch
+NETWORK_TOO_LARGE = "Choose a smaller --backbone, or another --device."
 
 
 @joined()
@@ -96,9 +108,9 @@ def fit(
 
     `out` defaults to `runs/<data>-<backbone>-<time>`. Processes started by torchrun train
     together. `for_audit` saves what an audit looks at beside the checkpoint: features of every
-    image, one more pass over the data. Raises DataError, ModelError, RunError or TrainingError;
-    Interrupted after SIGINT or SIGTERM, with the state saved; EndedByAnother if another process
-    failed first.
+    image, one more pass over the data. Raises DataError, ModelError, RunError, TrainingError or
+    OutOfMemory; Interrupted after SIGINT or SIGTERM, with the state saved; EndedByAnother if
+    another process failed first.
     """
     group = current_group()
     runtime = choose_runtime(config.device, config.precision)
@@ -122,7 +134,14 @@ def fit(
     prepared = preprocessing(network, config.image_size)
     check_image_size(network, prepared.image_size)
     _check_sync_bn(config, network, runtime, group)
+    observer = observer or Observer()
+    unseen = _classes_without_training(manifest)
+    if unseen:
+        observer.note(f"no training image of {unseen}: cannot be learned")
+    tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)
+    if tries_batches:
+        config = with_fitting_batch(config, manifest, runtime, prepared, group, observer)
 
     def create() -> RunFolder:
         RunFolder.create(run.path, overwrite=overwrite)
@@ -135,9 +154,10 @@ def fit(
     run = group.from_first(lambda: RunFolder(out or new_path(config.data, kind)))
     with run.locked() if group.is_first else nullcontext():
         group.from_first(create)
-        training = Training(config, manifest, run, network, runtime, prepared, group)
+        with memory_explained(runtime.device, NETWORK_TOO_LARGE):
+            training = Training(config, manifest, run, network, runtime, prepared, group)
         training.save()
-        return training.run_to_end(observer or Observer(), for_audit=for_audit)
+        return training.run_to_end(observer, for_audit=for_audit)
 
 
 @joined()
@@ -160,7 +180,8 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     if group.is_first:
         run.remove_leftovers()
     config = run.train_config()
-    if None in (config.batch_size, config.lr, config.weight_decay, config.workers):
+    settings = (config.batch_size, config.lr, config.weight_decay, config.workers)
+    if None in settings or config.batch_size == AUTO:
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()
 
@@ -181,7 +202,8 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     runtime = choose_runtime(config.device, config.precision)
     _check_sync_bn(config, network, runtime, group)
     prepared = stored_preprocessing(run)
-    training = Training(config, manifest, run, network, runtime, prepared, group)
+    with memory_explained(runtime.device, NETWORK_TOO_LARGE):
+        training = Training(config, manifest, run, network, runtime, prepared, group)
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -233,6 +255,9 @@ def resolve(
     """Return `config` with every automatic choice made."""
     lr, weight_decay = config.lr, config.weight_decay
     images = images_per_epoch(manifest.labels[manifest.rows("train")], config.balanced)
+    batch_size = config.batch_size
+    if batch_size is None or batch_size == AUTO:
+        batch_size = automatic_batch_size(images // processes)
     if lr is None:
         lr = automatic_lr(config.optimizer, has_batch_norm(network))
     if weight_decay is None:
@@ -241,12 +266,21 @@ def resolve(
         data=config.data.absolute(),
         mixup=config.mixes,
         ema=config.averages,
-        batch_size=config.batch_size or automatic_batch_size(images // processes),
+        batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
         image_size=prepared.image_size,
         workers=worker_count(config.workers),
     )
+
+
+def _classes_without_training(manifest: Manifest) -> str:
+    """Return the names of classes that occur in other splits only."""
+    seen = np.unique(manifest.labels[manifest.rows("train")])
+    unseen = np.setdiff1d(np.arange(manifest.num_classes), seen)
+    named = ", ".join(f"'{legible(manifest.classes[label])}'" for label in unseen[:NAMED])
+    more = f" and {len(unseen) - NAMED} more classes" if len(unseen) > NAMED else ""
+    return f"{named}{more}"
 
 
 def too_many_unreadable(unreadable: int, images: int, share: float) -> bool:
@@ -354,7 +388,7 @@ class Training:
         self.processes_before = group.processes
         self.saved_at = time.monotonic()
         self.finite = FiniteWatch(device)
-        self.optimizer = _build_optimizer(config, self.network, device)
+        self.optimizer = build_optimizer(config, self.network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
         self.schedule = Schedule(
             kind=config.schedule,
@@ -486,14 +520,13 @@ class Training:
             named = ", ".join(paths[:NAMED])
             more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
             # A bad gradient is everybody's, a bad loss that of one process.
-            found = own.what == "gradient", own.number, f"{named}{more}"
+            found = WHAT.index(own.what), own.number, f"{named}{more}"
         bad = [one for one in self.group.gather(found) if one is not None]
         if bad:
-            is_gradient, number, images = min(bad)
-            what = "gradient" if is_gradient else "loss"
+            what, number, images = min(bad)
             raise Diverged(
-                f"the {what} is no finite number in epoch {self.epoch + 1}, batch {number + 1}"
-                f" ({images})"
+                f"the {WHAT[what]} is no finite number in epoch {self.epoch + 1},"
+                f" batch {number + 1} ({images})"
             )
 
     def _check_same(self, seen: str) -> None:
@@ -551,10 +584,9 @@ class Training:
             if stop.received is not None and is_whole and self.group.processes == 1:
                 self.save()
             stop.raise_if_received(remedy)
-            if isinstance(error, torch.OutOfMemoryError):
-                raise TrainingError(
-                    f"{self.runtime.device}: out of memory. Lower --batch-size or --image-size."
-                ) from error
+            if is_out_of_memory(error, self.runtime.device):
+                traceback.clear_frames(error.__traceback__)  # they hold activations
+                raise OutOfMemory(self._memory_remedy()) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 problem = str(error).strip().split("\n")[0]
                 raise TrainingError(f"--compile failed ({problem}). Leave it out.") from error
@@ -564,6 +596,22 @@ class Training:
                     f"torchrun, says why. {remedy}"
                 ) from error
             raise
+
+    def _memory_remedy(self) -> str:
+        """Return which batch fits instead of the one that did not; this training is over."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        for module in (self.network, self.method, self.record):
+            module.to("meta")  # without memory
+        release_memory(self.runtime.device)
+        return BatchTrial(
+            self.config,
+            self.manifest,
+            self.share.rows,
+            self.runtime,
+            self.preprocessing,
+            self.group.processes,
+        ).after_failure()
 
     def _train_epoch(
         self, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
@@ -712,11 +760,13 @@ class Training:
             done += self._count(batch)
             if len(batch.index) > 0:
                 index = self.share.places(batch.index).to(self.runtime.device)
+                self.finite.prediction(probs, number, batch.index)
                 self.method.observe(probs, index)
                 self.record.update(probs, self.labels[index], index, self.epoch, probs)
             part.has_done(split, number + 1)
             observer.progress(split, min(done, total), total)
             self._end_if_told(stop, remedy)
+        self._look_for_bad_numbers()
 
     def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
@@ -847,7 +897,7 @@ class Training:
         for module, saved in ((self.method, state["method"]), (self.record, state["record"])):
             own = own_state(module, saved, self.share.rows, len(self.manifest))
             module.load_state_dict(own)
-        _restore_optimizer(self.optimizer, state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:  # empty if the run began without fp16, on another device
             self.scaler.load_state_dict(state["scaler"])
         self.metrics = [
@@ -902,7 +952,7 @@ class Training:
         counts = {split: len(self.manifest.rows(split)) for split in SPLITS}
         labels = self.manifest.labels[self.manifest.rows("train")]
         images = images_per_epoch(labels, config.balanced)
-        assert config.batch_size is not None, "resolve() fills the automatic settings"
+        assert isinstance(config.batch_size, int), "resolve() fills the automatic settings"
         assert config.lr is not None
         assert config.workers is not None
         return TrainingPlan(
@@ -926,36 +976,6 @@ class Training:
             workers=config.workers,
             processes=self.group.processes,
         )
-
-
-def _build_optimizer(
-    config: TrainConfig, network: torch.nn.Module, device: torch.device
-) -> torch.optim.Optimizer:
-    assert config.weight_decay is not None
-    groups = parameter_groups(
-        network,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-        head_lr_scale=config.head_lr_scale,
-    )
-    fused = device.type in ("cuda", "cpu")
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=fused)
-    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
-    """Give the optimiser its saved state; the groups' settings are those of the run."""
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    for parameter, entries in optimizer.state.items():
-        for name, value in entries.items():
-            if value.shape == parameter.shape:
-                # Fused steps walk through memory in order: the state must lie as its weight.
-                entries[name] = torch.empty_like(parameter).copy_(value)
-            elif value.dim() > 0:
-                raise ValueError(f"optimiser state {name} has shape {tuple(value.shape)}")
 
 
 def _config_text(config: TrainConfig, manifest: Manifest, prepared: Preprocessing) -> str:

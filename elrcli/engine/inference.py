@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elrcli.data.loader import Batch, RowLoader
-from elrcli.engine.device import Runtime, memory_explained
+from elrcli.engine.device import Runtime
 from elrcli.models import Preprocessing
 
 
@@ -29,6 +29,6 @@ def predict_batches(
         if len(batch.index) == 0:
             yield torch.empty(0, 0, device=runtime.device), batch
             continue
-        with memory_explained(runtime.device), runtime.autocast():
+        with runtime.autocast():
             logits = predict(runtime.normalise(batch.images, preprocessing))
         yield logits.float().softmax(dim=1), batch

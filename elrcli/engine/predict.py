@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,12 +17,13 @@ from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import Manifest, StringTable
 from elrcli.data.shares import Share
 from elrcli.data.transforms import eval_transform
-from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.device import Runtime, blank_images, choose_runtime, worker_count
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Look, look_at_images
 from elrcli.engine.inference import predict_batches
+from elrcli.engine.memory import is_out_of_memory, largest_fitting, memory_explained
 from elrcli.engine.observer import Observer
-from elrcli.errors import RunError
+from elrcli.errors import OutOfMemory, RunError
 from elrcli.models import Preprocessing, check_classes, create_network, load_weights
 from elrcli.run import RunFolder
 
@@ -69,7 +71,8 @@ class Predictor:
             copies=config.networks,
         )
         load_weights(network, run.model_file)
-        network.eval().to(runtime.device).to(memory_format=torch.channels_last)
+        with memory_explained(runtime.device, "Choose another --device."):
+            network.eval().to(runtime.device).to(memory_format=torch.channels_last)
         return cls(network, classes, stored_preprocessing(run), runtime)
 
     def manifest_batches(
@@ -86,19 +89,41 @@ class Predictor:
         own = (
             (batch.index.numpy(), probs.cpu().numpy(), batch.unreadable) for probs, batch in batches
         )
-        for parts in current_group().in_turn(own):
-            index, probs, unreadable = zip(*parts, strict=True)
-            seen = np.concatenate(index)
-            order = np.argsort(seen)  # each process had every n-th row
-            whole = np.concatenate([part.reshape(-1, len(self.classes)) for part in probs])
-            yield seen[order], whole[order], tuple(sorted(sum(unreadable, ())))
+        try:
+            for parts in current_group().in_turn(own):
+                index, probs, unreadable = zip(*parts, strict=True)
+                seen = np.concatenate(index)
+                order = np.argsort(seen)  # each process had every n-th row
+                whole = np.concatenate([part.reshape(-1, len(self.classes)) for part in probs])
+                yield seen[order], whole[order], tuple(sorted(sum(unreadable, ())))
+        except RuntimeError as error:
+            if not is_out_of_memory(error, self.runtime.device):
+                raise
+            traceback.clear_frames(error.__traceback__)  # what they hold would be in the way
+            remedy = self._memory_remedy(batch_size)
+            raise OutOfMemory(f"{self.runtime.device}: out of memory. {remedy}") from error
+
+    def _memory_remedy(self, failed: int) -> str:
+        """Return what to do after so many images at once did not fit."""
+        fitting = None
+        if failed > 1:
+            fitting = largest_fitting(-(-failed // 2), self._predict_blank, self.runtime.device)
+        if fitting is None:
+            return "Not even a single image fits. Choose another --device."
+        return f"Add --batch-size {fitting}, which fits."
+
+    @torch.inference_mode()
+    def _predict_blank(self, images: int) -> None:
+        with self.runtime.autocast():
+            self.network(blank_images(images, self.runtime, self.preprocessing))
 
     def looks(self, manifest: Manifest) -> Iterator[Look]:
         """Yield predictions and features of every image, without the image."""
         loader = self._loader(manifest, np.arange(len(manifest)), 64, None)
         looks = look_at_images(self.network, loader, self.runtime, self.preprocessing)
         own = (look._replace(batch=look.batch._replace(images=NO_IMAGES)) for look in looks)
-        return chain.from_iterable(current_group().in_turn(own))
+        with memory_explained(self.runtime.device, "Choose another --device."):
+            yield from chain.from_iterable(current_group().in_turn(own))
 
     def _loader(
         self, manifest: Manifest, rows: np.ndarray, batch_size: int, workers: int | None

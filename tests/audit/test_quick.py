@@ -104,6 +104,14 @@ def test_differences_are_named_with_both_values():
     assert other_settings(made, wanted, {"lr", "beta"}) == ""  # lr was left to the run
 
 
+def test_a_batch_that_fits_is_no_difference():
+    made = TrainConfig(data=Path("photos"), batch_size=8, accumulate=4)
+    asked = {"batch_size", "accumulate"}
+    assert other_settings(made, made.replace(batch_size="auto", accumulate=1), asked) == ""
+    wanted = made.replace(batch_size=32, accumulate=1)
+    assert other_settings(made, wanted, asked) == "accumulate 4, not 1, batch-size 8, not 32"
+
+
 def test_the_defaults_are_as_described():
     page = (Path(__file__).parents[2] / "docs/auditing.md").read_text(encoding="utf-8")
     epochs, size = AUDIT_SETTINGS["epochs"], AUDIT_SETTINGS["image_size"]

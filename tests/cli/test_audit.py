@@ -185,6 +185,8 @@ TRAINING_OPTIONS = [
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
     ("--batch-size", "16", "batch_size", 16),
+    ("--batch-size", "auto", "batch_size", "auto"),
+    ("--accumulate", "2", "accumulate", 2),
     ("--lr", "1e-3", "lr", 0.001),
     ("--image-size", "64", "image_size", 64),
     ("--augment", "strong", "augment", "strong"),

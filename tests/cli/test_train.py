@@ -43,6 +43,7 @@ TRAIN_OPTIONS = [
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
     ("--batch-size", "16", "batch_size", 16),
+    ("--batch-size", "auto", "batch_size", "auto"),
     ("--optimizer", "adamw", "optimizer", "adamw"),
     ("--lr", "1e-3", "lr", 0.001),
     ("--weight-decay", "0", "weight_decay", 0.0),
@@ -132,6 +133,9 @@ def test_without_options_the_defaults_hold(elr):
     ("option", "value"),
     [
         ("--epochs", "0"),
+        ("--batch-size", "0"),
+        ("--batch-size", "2.5"),
+        ("--batch-size", "automatic"),
         ("--beta", "1"),
         ("--method", "mse"),
         ("--lr", "fast"),

@@ -123,6 +123,7 @@ PASSED_ON = [
     ("--epochs", "3", "epochs", 3),
     ("-e", "3", "epochs", 3),
     ("--batch-size", "16", "batch_size", 16),
+    ("--batch-size", "auto", "batch_size", "auto"),
     ("--optimizer", "sgd", "optimizer", "sgd"),
     ("--weight-decay", "0", "weight_decay", 0.0),
     ("--schedule", "step", "schedule", "step"),

@@ -39,6 +39,7 @@ from elrcli.engine.tune import tune
 from elrcli.errors import ConfigError, ModelError, TrainingError
 from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
+from tests.memory import memory_for
 from tests.shapes import write_shapes
 from tests.together import Failure, together
 
@@ -363,6 +364,34 @@ def test_the_first_process_alone_writes_and_is_watched(photos, tmp_path):
     assert together(work) == [(2, 16, 1)] * 2
 
 
+def test_processes_agree_on_the_batch_that_fits(photos, tmp_path):
+    settings = {"epochs": 1, "ema": True, "optimizer": "adamw"}
+
+    def work(rank: int) -> tuple[Any, int]:
+        with pytest.MonkeyPatch.context() as patch:
+            memory_for(patch, (8, 4)[rank])
+            run = train(photos, tmp_path / "chosen", batch_size="auto", **settings)
+        return run.train_config().batch_size, run.train_config().accumulate
+
+    assert together(work) == [(4, 4)] * 2  # both would take 16
+    by_hand = trained_by(2, photos, tmp_path / "hand", batch_size=4, accumulate=4, **settings)
+    one, other = state_of(RunFolder(tmp_path / "chosen")), state_of(by_hand)
+    for part in ("method", "record"):
+        for name, tensor in other[part].items():
+            torch.testing.assert_close(one[part][name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_process_without_room_for_one_image_ends_all(photos, tmp_path):
+    def work(rank: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            memory_for(patch, (8, 0)[rank])
+            train(photos, tmp_path / "run", batch_size="auto")
+
+    results = together(work)
+    assert sorted(failure.kind for failure in results) == ["EndedByAnother", "OutOfMemory"]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
 def test_resume_with_another_number_of_processes(photos, tmp_path, before, after):
     out = tmp_path / "run"
@@ -450,8 +479,11 @@ def test_a_process_that_fails_ends_all(photos, tmp_path, failing):
         train(photos, tmp_path / "run", batch_size=4, observer=fail_in(failing, out_of_memory))
 
     results = together(work)
-    message = "cpu: out of memory. Lower --batch-size or --image-size."
-    assert results[failing] == Failure("TrainingError", message, 1)
+    message = (
+        "cpu: out of memory with 4 images per step. 2 fit: add --batch-size 2 --accumulate 2,"
+        " or --batch-size auto."
+    )
+    assert results[failing] == Failure("OutOfMemory", message, 1)
     assert results[1 - failing].kind == "EndedByAnother"
     assert len(RunFolder(tmp_path / "run").metrics()) == 1
 

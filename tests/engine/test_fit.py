@@ -270,6 +270,17 @@ def test_a_class_of_one_image_stays_in_training(train, tmp_path):
     assert row in manifest.rows("train")
 
 
+def test_a_class_without_training_images_is_named(train, tmp_path):
+    for split in ("train", "val"):
+        write_shapes(tmp_path / "data" / split, per_class=4)
+    write_shapes(tmp_path / "data" / "val", per_class=1, classes=("rare",))
+    heard = Recorder()
+    run = train(data=tmp_path / "data", observer=heard, epochs=1)
+    assert heard.notes == ["no training image of 'rare': cannot be learned"]
+    assert run.classes() == ("circle", "rare", "square", "triangle")
+    assert load_checkpoint(run.checkpoint_folder)["record"]["visits"].tolist() == [1] * 25
+
+
 def test_too_few_training_images_are_refused(train, shapes, tmp_path):
     lines = ["path,label,split", "circle/0000.png,a,train", "circle/0003.png,b,val"]
     (tmp_path / "l.csv").write_text("\n".join(lines))
@@ -735,13 +746,40 @@ def test_a_weight_that_is_no_number_is_noticed_in_the_last_step(train):
         train(lr=1e38, warmup=0.0, epochs=1, batch_size=64, schedule="constant", head_lr_scale=1000)
 
 
-def test_out_of_memory_says_what_to_lower(train, monkeypatch):
-    def refuse(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+def explode(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let so many predictions for held-out images be no numbers."""
+    left = [None] * times
+    predict = SingleNetwork.predict
 
-    monkeypatch.setattr(SingleNetwork, "training_step", refuse)
-    with pytest.raises(TrainingError, match=r"cpu: out of memory\. Lower --batch-size"):
+    def exploded(self: SingleNetwork, images: Tensor) -> Tensor:
+        logits = predict(self, images)
+        return logits * math.nan if left and left.pop() is None else logits
+
+    monkeypatch.setattr(SingleNetwork, "predict", exploded)
+
+
+def test_predictions_that_are_no_numbers_end_the_run(train, tmp_path, monkeypatch):
+    explode(monkeypatch, 1)
+    with pytest.raises(TrainingError) as caught:
         train()
+    assert re.fullmatch(
+        r"the prediction is no finite number in epoch 1, batch 1 \(\w+/\d+\.png, \w+/\d+\.png\)\."
+        r" Lower --lr, or add --clip-grad 1 or --on-nan retry; the state before this epoch is"
+        r" saved\.",
+        str(caught.value),
+    )
+    assert load_checkpoint(tmp_path / "run" / "checkpoint")["epoch"] == 0
+
+
+def test_after_a_retry_no_prediction_and_target_is_left_of_it(train, monkeypatch):
+    explode(monkeypatch, 1)
+    heard = Recorder()
+    run = train(on_nan="retry", observer=heard)
+    assert len(heard.notes) == 1
+    state = load_checkpoint(run.checkpoint_folder)
+    assert state["method"]["loss.targets"].isfinite().all()
+    assert state["record"]["prob_sum"].isfinite().all()
+    assert state["record"]["visits"].tolist() == [2] * 24
 
 
 def test_other_errors_stay_what_they_are(train, monkeypatch):

@@ -14,9 +14,10 @@ from PIL import Image
 from elrcli.data.images import read_image
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor, predict_images, stored_preprocessing
-from elrcli.errors import ModelError, RunError
+from elrcli.errors import ModelError, OutOfMemory, RunError
 from elrcli.models import create_network
 from elrcli.run import RunFolder, json_text, write_text
+from tests.memory import memory_for
 
 
 @pytest.fixture
@@ -202,10 +203,31 @@ def test_a_run_can_be_moved(shared_run, files, tmp_path):
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
 
-def test_out_of_memory_says_what_to_lower(shared_run, files, monkeypatch):
+@pytest.mark.parametrize(
+    ("room", "remedy"),
+    [
+        (3, "Add --batch-size 2, which fits."),
+        (0, "Not even a single image fits. Choose another --device."),
+    ],
+)
+def test_out_of_memory_names_the_batch_that_fits(shared_run, files, monkeypatch, room, remedy):
+    memory_for(monkeypatch, room)
+    with pytest.raises(OutOfMemory) as caught:
+        list(predict_images(shared_run.path, files, device="cpu", workers=0, batch_size=8))
+    assert str(caught.value) == f"cpu: out of memory. {remedy}"
+
+
+def test_out_of_memory_where_no_batch_size_can_be_chosen(shared_run, monkeypatch):
+    memory_for(monkeypatch, 3)
+    looks = Predictor.load(shared_run.path, device="cpu").looks(shared_run.manifest())
+    with pytest.raises(OutOfMemory, match=r"^cpu: out of memory\. Choose another --device\.$"):
+        list(looks)
+
+
+def test_a_network_that_does_not_fit_is_named(shared_run, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", refuse)
-    with pytest.raises(ModelError, match=r"^cpu: out of memory\. Lower --batch-size\.$"):
-        list(predict_images(shared_run.path, files[:1], device="cpu", workers=0))
+    monkeypatch.setattr(torch.nn.Module, "to", refuse)
+    with pytest.raises(OutOfMemory, match=r"^cpu: out of memory\. Choose another --device\.$"):
+        Predictor.load(shared_run.path, device="cpu")

@@ -22,7 +22,14 @@ from elrcli.engine.tune import (
     shortened,
     tune,
 )
-from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
+from elrcli.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    OutOfMemory,
+    RunError,
+    TrainingError,
+)
 from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
 
@@ -219,6 +226,15 @@ def test_a_setting_that_cannot_be_trained_drops_out(config, tmp_path, trained, m
     assert failed == [Candidate(3.0, 0.7, 0.02), Candidate(5.0, 0.7, 0.01)]
     with pytest.raises(TrainingError, match="no run could be trained"):
         tune(config, tmp_path / "u", **{**GRID, "lambdas": (5.0,)})
+
+
+def test_too_little_memory_ends_the_search(config, tmp_path, monkeypatch):
+    def fit(*arguments: object, **options: object) -> RunFolder:
+        raise OutOfMemory("cpu: out of memory")
+
+    monkeypatch.setattr(search, "fit", fit)
+    with pytest.raises(OutOfMemory, match="cpu: out of memory"):
+        tune(config, tmp_path / "t", **GRID)
 
 
 class Stop(Observer):
