@@ -81,7 +81,7 @@ class RowLoader:
         self._order.epoch = epoch
         self._order.start_batch = start_batch
         try:
-            for batch in self._loader:
+            for batch in self._batches():
                 # Pinning memory turns inner tuples into lists.
                 left_out = tuple((row, reason) for row, reason in batch.unreadable)
                 yield batch._replace(unreadable=left_out)
@@ -92,6 +92,18 @@ class RowLoader:
                 "A process that loads images died, mostly for lack of memory. Lower --workers or"
                 " --batch-size; in a container, allow more shared memory (--shm-size)."
             ) from error
+
+    def _batches(self) -> Iterator[Batch]:
+        """Iterate without torch's handler for the death of a worker.
+
+        It raises in whatever the program happens to do then. Without it, waiting for the worker's
+        batch raises.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = iter(self._loader)
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return batches
 
 
 def images_per_epoch(labels: np.ndarray, balanced: bool) -> int:
