@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 import safetensors.torch
@@ -63,6 +64,20 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.safetensors.torch, "save_file", refuse)
     with pytest.raises(RunError, match=r"000002\.safetensors: cannot be written \(No space left"):
         save_checkpoint(tmp_path, 2, {"epoch": 2})
+    assert names(tmp_path) == ["000001.safetensors"]
+    assert load_checkpoint(tmp_path) == {"epoch": 1}
+
+
+def test_a_file_that_the_system_cuts_off_is_a_run_error(tmp_path):
+    """As a full disk or a quota does, in the middle of the tensors."""
+    save_checkpoint(tmp_path, 1, {"epoch": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"000002\.safetensors: cannot be written \(.*too large"):
+            save_checkpoint(tmp_path, 2, {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["000001.safetensors"]
     assert load_checkpoint(tmp_path) == {"epoch": 1}
 
