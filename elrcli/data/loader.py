@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ class RowLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker if workers > 0 else None,
+            multiprocessing_context=_FORK if workers > 0 else None,
             pin_memory=pin_memory,
         )
 
@@ -112,6 +114,11 @@ def images_per_epoch(labels: np.ndarray, balanced: bool) -> int:
         return len(labels)
     counts = np.unique(labels, return_counts=True)[1]
     return len(counts) * int(counts.min())
+
+
+# Workers end when their parent does. That of Python's fork server, the default from 3.14 on, is not
+# the program: they would outlive it.
+_FORK = "fork" if sys.platform == "linux" else None
 
 
 class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
