@@ -31,7 +31,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "elr-plus": {"workers": 0, "method": "elr-plus"},
 }
 SETTLED = 10  # epochs, after which memory must not grow
-IMAGES = 300
+IMAGES = 200
 
 
 class Memory(Observer):

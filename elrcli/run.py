@@ -151,7 +151,7 @@ class RunFolder:
         self._holds_something()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = self.lock_file.open("a+", encoding="utf-8")
+            file = self.lock_file.open("a+b", buffering=0)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
         with file:
@@ -160,14 +160,16 @@ class RunFolder:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     file.seek(0)
-                    holder = file.read(200).strip() or "another process"
+                    holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
                     raise RunError(
                         f"{self.path}: is being trained by {holder}. Wait for it, or choose"
                         " another --out."
                     ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+            except OSError as error:
+                raise RunError(f"{self.lock_file}: cannot be written ({error.strerror}).") from None
             yield
 
     def remove_leftovers(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from elrcli.config import TrainConfig
 from elrcli.errors import RunError
 from elrcli.run import RunFolder, csv_text, json_text, newest_run, write_text
+from tests.limits import no_file_larger_than
 
 
 @pytest.fixture
@@ -285,6 +286,14 @@ def test_a_file_system_that_cannot_flush_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(tmp_path / "f.txt", "new")
     assert (tmp_path / "f.txt").read_text() == "new"
+
+
+def test_a_lock_without_room_for_its_holder_is_a_run_error(run):
+    message = "lock: cannot be written"
+    with no_file_larger_than(0), pytest.raises(RunError, match=message), run.locked():
+        pass
+    with run.locked():
+        assert run.lock_file.read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_folder_that_cannot_be_made_is_a_run_error(tmp_path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
 
 import pytest
 import safetensors.torch
@@ -10,6 +9,7 @@ import torch
 from elrcli.engine import checkpoints
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.errors import RunError
+from tests.limits import no_file_larger_than
 
 
 def names(folder) -> list[str]:
@@ -68,16 +68,11 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path) == {"epoch": 1}
 
 
-def test_a_file_that_the_system_cuts_off_is_a_run_error(tmp_path):
-    """As a full disk or a quota does, in the middle of the tensors."""
+def test_a_file_that_is_cut_off_is_a_run_error(tmp_path):
     save_checkpoint(tmp_path, 1, {"epoch": 1})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
-        with pytest.raises(RunError, match=r"000002\.safetensors: cannot be written \(.*too large"):
-            save_checkpoint(tmp_path, 2, {"weights": torch.zeros(100_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    message = r"000002\.safetensors: cannot be written \(.*too large"
+    with no_file_larger_than(50_000), pytest.raises(RunError, match=message):
+        save_checkpoint(tmp_path, 2, {"weights": torch.zeros(100_000)})
     assert names(tmp_path) == ["000001.safetensors"]
     assert load_checkpoint(tmp_path) == {"epoch": 1}
 
