@@ -52,7 +52,7 @@ COMMON = "-b test_resnet --no-pretrained --image-size 32 --batch-size 4 --val-fr
 COMMON += f" --epochs {EPOCHS} --device cpu --workers 0 --augment strong --quiet"
 COMMON += " --checkpoint-minutes 0"
 IMAGES = 80
-TRAIN_BATCHES = {1: 15, 2: 8}  # of an epoch: 60 images in batches of 4, by processes
+BATCHES = {1: (15, 5), 2: (8, 3)}  # of 60 training and 20 validation images, by processes
 PLACES = ("start", "epoch", "checkpoint", "validation", "features")
 START_SECONDS = 2.0  # within which the kill of a start falls
 MOST_LATE = 0.1  # seconds after a place is reached, within which its kill falls
@@ -86,14 +86,14 @@ def main() -> None:
         twin = args.work / f"twin-{name}"
         if not (twin / "features.safetensors").exists():
             shutil.rmtree(twin, ignore_errors=True)
-            Training(name, data, twin).run_once("nowhere", 0, random.Random(0))
+            Training(name, data, twin).run_once("nowhere", (0, 0), random.Random(0))
         chance = random.Random(f"{args.seed} {len(runs)}")
         training = Training(name, data, args.work / f"victim-{name}")
         shutil.rmtree(training.run.path, ignore_errors=True)
         kills = training.run_and_kill(chance)
         different = differences(training.run.path, twin)
         runs.append({"cell": name, "kills": kills, "differences": different})
-        result.write_text(json.dumps(runs, indent=2) + "\n")
+        result.write_text(json.dumps(runs) + "\n")
         hits = ", ".join(kill["place"] for kill in kills)
         print(f"{name}: killed in {hits}; {len(different)} differences", flush=True)
     print_table(runs)
@@ -119,18 +119,30 @@ class Training:
     def run_and_kill(self, chance: random.Random) -> list[dict[str, Any]]:
         """Train to the end; return what each kill has hit."""
         *others, last = PLACES
+        places = chance.sample(others, len(others))
         epochs = sorted(chance.choices(range(EPOCHS), k=len(others)))
-        aims = [*zip(chance.sample(others, len(others)), epochs, strict=True), (last, EPOCHS)]
+        train, val = BATCHES[self.processes]
+        batches = {
+            "start": 0,
+            "epoch": chance.randrange(train),
+            "checkpoint": chance.randrange(train + val),
+            "validation": train + chance.randrange(val),
+        }
+        aims = [
+            (place, (epoch, batches[place])) for place, epoch in zip(places, epochs, strict=True)
+        ]
         kills = []
-        for wanted, epoch in [*aims, ("nowhere", 0)]:
-            kill = self.run_once(wanted, epoch, chance)
+        for wanted, begin in [*aims, (last, (EPOCHS, 0)), ("nowhere", (0, 0))]:
+            kill = self.run_once(wanted, begin, chance)
             if kill is None:
                 break
             kills.append(kill)
         return kills
 
-    def run_once(self, wanted: str, epoch: int, chance: random.Random) -> dict[str, Any] | None:
-        """Start or go on, and kill at `wanted` from `epoch` on; return what was hit.
+    def run_once(
+        self, wanted: str, begin: tuple[int, int], chance: random.Random
+    ) -> dict[str, Any] | None:
+        """Start or go on, and kill at `wanted` from an epoch and batch on; return what was hit.
 
         None if the training has ended. The last look at all images is the last chance.
         """
@@ -139,7 +151,7 @@ class Training:
         kill_at = time.monotonic() + chance.uniform(0, START_SECONDS) if wanted == "start" else None
         while any(process.is_alive() for process in processes):
             place = self.place(before)
-            is_there = place == wanted and self.mark()[0] >= epoch
+            is_there = place == wanted and self.mark()[:2] >= begin
             is_last_chance = place == "features" and wanted != "nowhere"
             if kill_at is None and (is_there or is_last_chance):
                 late = 0.0 if place == "checkpoint" else chance.uniform(0, MOST_LATE)
@@ -175,7 +187,7 @@ class Training:
             return "checkpoint"
         if mark[3] != before[3]:
             return "features"
-        return "validation" if mark[1] >= TRAIN_BATCHES[self.processes] else "epoch"
+        return "validation" if mark[1] >= BATCHES[self.processes][0] else "epoch"
 
     def kill(
         self,

@@ -120,6 +120,23 @@ def mutate_tensors(content: bytes, rng: random.Random) -> bytes:
     return claimed.to_bytes(8, "little") + text + content[8 + length :]
 
 
+def signed(content: bytes) -> bytes:
+    """Return a checkpoint with the hash of what it holds, as somebody can who knows the format."""
+    import safetensors.torch
+
+    from elrcli.engine.checkpoints import _digest
+
+    try:
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])[
+            "__metadata__"
+        ]
+        tensors = safetensors.torch.load(content)
+    except Exception:  # not a whole file any more
+        return content
+    metadata["sha256"] = _digest(metadata["state"], tensors)
+    return safetensors.torch.save(tensors, metadata)
+
+
 # --- the child ---
 
 
@@ -138,6 +155,8 @@ class Box:
         write_shapes(self.data, per_class=4)
         config = TrainConfig(data=self.data, **TINY | {"epochs": 1})
         self.run = fit(config, folder / "run")
+        before, _ = sorted(self.run.checkpoint_folder.iterdir())
+        before.unlink()  # it would be used instead of a damaged one
         self.manifest = self.run.manifest()
         self.seeds = self._seeds()
         self.whole = shutil.copytree(self.run.path, folder / "whole")
@@ -242,7 +261,8 @@ class Box:
         whole = self.seeds[kind]
         is_tensors = kind in ("model", "checkpoint", "features")
         if is_tensors and rng.random() < 0.7:
-            return "w.safetensors", mutate_tensors(whole, rng)
+            content = mutate_tensors(whole, rng)
+            return "w.safetensors", signed(content) if kind == "checkpoint" else content
         name = "w.safetensors" if is_tensors else f"w.{'pth' if kind == 'pth' else 'csv'}"
         return name, mutate(whole, rng, whole, not is_tensors and kind != "pth")
 
@@ -493,13 +513,18 @@ def all_cases(cases: int) -> list[tuple[str, int]]:
 
 def study(result: Path, cases: int, seed: int, minutes: float) -> dict[str, Any]:
     """Go on with the study in `result` until all cases or the minutes are used up."""
-    figures: dict[str, Any] = {"seed": seed, "done": 0, "kinds": {}, "findings": []}
+    figures: dict[str, Any] = {"seed": seed, "kinds": {}, "findings": []}
     if result.exists():
         figures = json.loads(result.read_text())
+    done = {
+        kind: sum(row[outcome] for outcome in OUTCOMES) for kind, row in figures["kinds"].items()
+    }
     deadline = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="elr-fuzz-") as temporary:
         process = Child(Path(temporary) / "box", seed)
-        for kind, number in all_cases(cases)[figures["done"] :]:
+        for kind, number in all_cases(cases):
+            if number < done.get(kind, 0):
+                continue
             if time.monotonic() > deadline:
                 break
             answer = process.ask(kind, number)
@@ -511,7 +536,6 @@ def study(result: Path, cases: int, seed: int, minutes: float) -> dict[str, Any]
                 finding = {"case": f"{kind}:{number}", **answer}
                 print(json.dumps(finding), flush=True)
                 figures["findings"] = [*figures["findings"], finding][:KEPT_FINDINGS]
-            figures["done"] += 1
         process.stop()
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(figures, indent=2) + "\n")

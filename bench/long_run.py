@@ -82,6 +82,7 @@ def measure(name: str, epochs: int) -> dict[str, Any]:
             backbone="test_resnet",
             pretrained=False,
             image_size=32,
+            batch_size=32,
             device="cpu",
             **CELLS[name],
         )
