@@ -1,47 +1,64 @@
 """Kill trainings at random moments, resume them, and compare with twins that nobody killed.
 
-python bench/chaos.py --kills 50 --minutes 60 --out bench/results/chaos
+python bench/chaos.py --kills 50 --minutes 60
 
-Each training is killed with SIGKILL again and again until it has finished. Finished trainings are
-kept in OUT/chaos.json: a second call goes on until there were so many kills.
+Each training meets SIGKILL five times, in random order and at random moments: once while the
+program starts, within an epoch, while a checkpoint is written, in validation, and in the last look
+at all images. Of two processes one is killed or both. What has finished is kept in OUT/chaos.json,
+and a second call goes on until there were so many kills. Runs and images lie in WORK. The program
+is forked from a process that has imported everything: what is left of its start touches files.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from PIL import Image
 from torch import Tensor
 
-from elrcli.engine.checkpoints import load_checkpoint
-from elrcli.run import RunFolder
+from elrcli.audit.run import audit_run
+from elrcli.cli.app import main as run_elr
+from elrcli.engine.checkpoints import NAME, load_checkpoint
+from elrcli.run import LEFTOVER, RunFolder
 
 CELLS: dict[str, tuple[int, list[str]]] = {  # processes, options
     "elr": (1, []),
     "elr-plus": (1, ["--method", "elr-plus", "--optimizer", "sgd"]),
     "workers": (1, ["--workers", "2", "--accumulate", "2"]),
     "processes": (2, ["--mixup"]),
-    "cache": (1, ["--cache", "disk", "--method", "elr-halves"]),
+    "cache": (1, ["--cache", "disk", "--method", "elr-halves", "--checkpoint-minutes", "0.002"]),
 }
-COMMON = "-b test_resnet --no-pretrained --image-size 32 --batch-size 4 --epochs 4 --device cpu"
-COMMON += " --workers 0 --augment strong --checkpoint-minutes 0 --quiet"
+EPOCHS = 4
+COMMON = "-b test_resnet --no-pretrained --image-size 32 --batch-size 4 --val-fraction 0.25"
+COMMON += f" --epochs {EPOCHS} --device cpu --workers 0 --augment strong --quiet"
+COMMON += " --checkpoint-minutes 0"
+IMAGES = 80
+BATCHES = {1: (15, 5), 2: (8, 3)}  # of 60 training and 20 validation images, by processes
+PLACES = ("start", "epoch", "checkpoint", "validation", "features")
+START_SECONDS = 2.0  # within which the kill of a start falls
+MOST_LATE = 0.1  # seconds after a place is reached, within which its kill falls
 TIMES = ("seconds", "seconds_waiting", "images_per_second", "wait_share")
-START_SHARE = 0.2  # of the kills fall anywhere, also while the program starts
-SECONDS = 4.0  # after the first checkpoint, within which the other kills fall
+PROGRAM = multiprocessing.get_context("forkserver")
+SETTLING = 60.0  # seconds after a kill, within which all that belonged to it must end
 
 
 def main() -> None:
@@ -51,112 +68,195 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("bench/results/chaos"))
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "elr-chaos")
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    PROGRAM.set_forkserver_preload(["elrcli.engine.fit", "elrcli.audit.run", "elrcli.cli.train"])
     deadline = time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     result = args.out / "chaos.json"
     runs: list[dict[str, Any]] = json.loads(result.read_text()) if result.exists() else []
-    data = args.out / "images"
+    data = args.work / "images"
     if not data.exists():
         write_images(data, np.random.default_rng(args.seed))
     names = list(CELLS)
-    while sum(run["kills"] for run in runs) < args.kills:
+    while sum(len(run["kills"]) for run in runs) < args.kills and time.monotonic() < deadline:
         name = names[len(runs) % len(names)]
-        twin = args.out / f"twin-{name}"
+        twin = args.work / f"twin-{name}"
         if not (twin / "features.safetensors").exists():
             shutil.rmtree(twin, ignore_errors=True)
-            train(name, data, twin, deadline, None)
+            Training(name, data, twin).run_once("nowhere", (0, 0), random.Random(0))
         chance = random.Random(f"{args.seed} {len(runs)}")
-        victim = args.out / "victim"
-        shutil.rmtree(victim, ignore_errors=True)
-        run = train(name, data, victim, deadline, chance)
-        if run is None:
-            break
-        run["differences"] = differences(victim, twin)
-        runs.append(run)
-        result.write_text(json.dumps(runs, indent=2) + "\n")
-        print(f"{name}: {run['kills']} kills, {len(run['differences'])} differences", flush=True)
+        training = Training(name, data, args.work / f"victim-{name}")
+        shutil.rmtree(training.run.path, ignore_errors=True)
+        kills = training.run_and_kill(chance)
+        different = differences(training.run.path, twin)
+        runs.append({"cell": name, "kills": kills, "differences": different})
+        result.write_text(json.dumps(runs) + "\n")
+        hits = ", ".join(kill["place"] for kill in kills)
+        print(f"{name}: killed in {hits}; {len(different)} differences", flush=True)
     print_table(runs)
 
 
 def write_images(folder: Path, rng: np.random.Generator) -> None:
-    """Write 40 noisy images of 2 classes."""
-    for number in range(40):
-        path = folder / ("dark", "light")[number % 2] / f"{number:02d}.png"
+    """Write noisy images of 2 classes."""
+    for number in range(IMAGES):
+        path = folder / ("dark", "light")[number % 2] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 200, (32, 32, 3)) + 55 * (number % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def train(
-    name: str, data: Path, run: Path, deadline: float, chance: random.Random | None
-) -> dict[str, Any] | None:
-    """Train to the end, killed by `chance`; return what happened, None if the time is used up."""
-    kills = within_epoch = 0
-    while True:
-        if RunFolder(run).checkpoint_folder.is_dir():
-            command = ["train", "--resume", str(run), "--quiet"]
-        else:
-            options = COMMON.split() + CELLS[name][1]
-            command = ["train", str(data), "--out", str(run), "--overwrite", *options]
-        before = newest(run)
-        processes = start(command, CELLS[name][0])
-        kill_at = None
-        while any(process.poll() is None for process in processes):
-            now = time.monotonic()
-            if chance is not None and kill_at is None:
-                if chance.random() < START_SHARE / 100:  # asked about 100 times while it starts
-                    kill_at = now
-                elif newest(run) != before:
-                    kill_at = now + chance.uniform(0.0, SECONDS)
-            if now > deadline or (kill_at is not None and now >= kill_at):
-                for process in processes:
-                    process.send_signal(signal.SIGKILL)
+class Training:
+    """One training: how it is started, where it is, and how it is killed."""
+
+    def __init__(self, name: str, data: Path, run: Path) -> None:
+        self.data, self.run = data, RunFolder(run)
+        self.processes, self.options = CELLS[name]
+        self.log = run.with_suffix(".log")
+
+    def run_and_kill(self, chance: random.Random) -> list[dict[str, Any]]:
+        """Train to the end; return what each kill has hit."""
+        *others, last = PLACES
+        places = chance.sample(others, len(others))
+        epochs = sorted(chance.choices(range(EPOCHS), k=len(others)))
+        train, val = BATCHES[self.processes]
+        batches = {
+            "start": 0,
+            "epoch": chance.randrange(train),
+            "checkpoint": chance.randrange(train + val),
+            "validation": train + chance.randrange(val),
+        }
+        aims = [
+            (place, (epoch, batches[place])) for place, epoch in zip(places, epochs, strict=True)
+        ]
+        kills = []
+        for wanted, begin in [*aims, (last, (EPOCHS, 0)), ("nowhere", (0, 0))]:
+            kill = self.run_once(wanted, begin, chance)
+            if kill is None:
                 break
-            time.sleep(0.05)
-        said = [process.communicate()[1] for process in processes]
-        codes = [process.returncode for process in processes]
-        if codes == [0] * len(codes):
-            return {"cell": name, "kills": kills, "within_epoch": within_epoch}
-        if time.monotonic() > deadline:
-            return None
-        if -signal.SIGKILL not in codes:
-            raise RuntimeError(f"{name}: ended with {codes}: {said}")
-        kills += 1
-        within_epoch += "-" in newest(run)[0]
+            kills.append(kill)
+        return kills
+
+    def run_once(
+        self, wanted: str, begin: tuple[int, int], chance: random.Random
+    ) -> dict[str, Any] | None:
+        """Start or go on, and kill at `wanted` from an epoch and batch on; return what was hit.
+
+        None if the training has ended. The last look at all images is the last chance.
+        """
+        before = self.mark()
+        processes = self.start()
+        kill_at = time.monotonic() + chance.uniform(0, START_SECONDS) if wanted == "start" else None
+        while any(process.is_alive() for process in processes):
+            place = self.place(before)
+            is_there = place == wanted and self.mark()[:2] >= begin
+            is_last_chance = place == "features" and wanted != "nowhere"
+            if kill_at is None and (is_there or is_last_chance):
+                late = 0.0 if place == "checkpoint" else chance.uniform(0, MOST_LATE)
+                kill_at = time.monotonic() + late
+            if kill_at is not None and time.monotonic() >= kill_at:
+                return {"wanted": wanted} | self.kill(processes, before, chance)
+            time.sleep(0.002)
+        codes = [process.exitcode for process in processes]
+        if any(codes):
+            raise RuntimeError(f"{self.run.path}: ended with {codes}: {self.log.read_text()}")
+        return None
+
+    def mark(self) -> tuple[int, int, int, int]:
+        """Return epoch, batch and time of the last checkpoint, and the time of the model."""
+        try:
+            files = [
+                (path.stat().st_mtime_ns, int(match[1]), int(match[2] or 0))
+                for path in self.run.checkpoint_folder.glob("[0-9]*")
+                if (match := NAME.fullmatch(path.name))
+            ]
+        except FileNotFoundError:  # removed while it was looked at
+            return self.mark()
+        when, epoch, batch = max(files, default=(0, 0, 0))
+        model = self.run.model_file
+        return epoch, batch, when, model.stat().st_mtime_ns if model.exists() else 0
+
+    def place(self, before: tuple[int, int, int, int]) -> str:
+        """Return where the training is that found the mark `before` when it began."""
+        mark = self.mark()
+        if mark == before:
+            return "start"
+        if any(LEFTOVER.fullmatch(path.name) for path in self.run.checkpoint_folder.glob(".*")):
+            return "checkpoint"
+        if mark[3] != before[3]:
+            return "features"
+        return "validation" if mark[1] >= BATCHES[self.processes][0] else "epoch"
+
+    def kill(
+        self,
+        processes: list[BaseProcess],
+        before: tuple[int, int, int, int],
+        chance: random.Random,
+    ) -> dict[str, Any]:
+        """Kill one process or all, and wait until everything that belonged to them has ended."""
+        victims = processes
+        if self.place(before) != "start":  # there the other one would wait for it
+            victims = chance.choice([processes, processes[:1], processes[-1:]])
+        for process in victims:
+            process.kill()
+        deadline = time.monotonic() + SETTLING
+        for process in processes:
+            process.join(SETTLING)
+        codes = [process.exitcode for process in processes]
+        if any(code not in (1, -signal.SIGKILL) for code in codes):
+            raise RuntimeError(f"{self.run.path}: ended with {codes}: {self.log.read_text()}")
+        while left := living(process.pid for process in processes if process.pid):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.run.path}: {left} live on after their training")
+            time.sleep(0.1)
+        epoch, batch, *_ = self.mark()
+        killed = [processes.index(process) for process in victims]
+        return {"place": self.place(before), "epoch": epoch, "batch": batch, "killed": killed}
+
+    def start(self) -> list[BaseProcess]:
+        """Start the program in processes that find each other as those of torchrun do."""
+        path = str(self.run.path)
+        command = ["train", str(self.data), "--out", path, "--overwrite"]
+        command += [*COMMON.split(), *self.options]
+        if self.run.metrics_file.is_file():  # written after the first checkpoint
+            command = ["train", "--resume", path, "--quiet"]
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        started = []
+        for rank in range(self.processes):
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            numbers = {"RANK": rank, "LOCAL_RANK": rank}
+            numbers |= {"WORLD_SIZE": self.processes, "LOCAL_WORLD_SIZE": self.processes}
+            place |= {key: str(value) for key, value in numbers.items()}
+            arguments = (command, place if self.processes > 1 else {}, self.log)
+            process = PROGRAM.Process(target=run_program, args=arguments)
+            process.start()
+            started.append(process)
+        return started
 
 
-def newest(run: Path) -> tuple[str, float]:
-    """Return the name and time of the last checkpoint."""
-    folder = RunFolder(run).checkpoint_folder
-    try:
-        files = [(path.stat().st_mtime, path.name) for path in folder.glob("[0-9]*.safetensors")]
-    except FileNotFoundError:  # removed while it was looked at
-        return newest(run)
-    return max(files, default=(0.0, ""))[::-1]
+def run_program(command: list[str], place: Mapping[str, str], log: Path) -> None:
+    """Do what `elr` does in a process group of its own, with its messages in a file."""
+    os.setsid()
+    os.environ.update(place)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.argv = ["elr", *command]
+    run_elr()
 
 
-def start(command: list[str], processes: int) -> list[subprocess.Popen[str]]:
-    """Start the program in processes that find each other as those of torchrun do."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        numbers = {"RANK": rank, "LOCAL_RANK": rank}
-        numbers |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        place |= {key: str(value) for key, value in numbers.items()} if processes > 1 else {}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "elrcli", *command],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **place},
-            )
-        )
-    return started
+def living(groups: Iterable[int]) -> list[int]:
+    """Return the processes of process groups that have not ended."""
+    wanted, found = set(groups), []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) in wanted and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -170,13 +270,16 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Return the last state, the model, the features and the metrics of a run by name."""
+    """Return the last state, model, features, metrics and audit of a run by name."""
     run = RunFolder(path)
+    audit = audit_run(path, report=False)
     state = {
         "state": load_checkpoint(run.checkpoint_folder),
         "model": safetensors.torch.load_file(run.model_file),
         "features": safetensors.torch.load_file(run.features_file),
         "metrics": run.metrics(),
+        "audit": (run.audit_folder / "audit.csv").read_text(),
+        "summary": {name: value for name, value in audit.summary.items() if name != "run"},
     }
     return {name: value for name, value in flat(state) if not name.endswith(TIMES)}
 
@@ -190,20 +293,22 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two leaves are equal bit for bit; NaN equals NaN."""
+    """Tell whether two leaves are equal, tensors bit for bit."""
     if isinstance(one, Tensor):
         return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
     return bool(one == other)
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
-    """Print runs, kills and differences of each kind of training."""
-    print(f"{'training':<12}{'runs':>6}{'kills':>7}{'within an epoch':>17}{'different runs':>16}")
-    for name in CELLS:
-        own = [run for run in runs if run["cell"] == name]
-        kills, within = (sum(run[key] for run in own) for key in ("kills", "within_epoch"))
+    """Print the runs, where their kills fell, and how many differ from their twins."""
+    print("| training | runs | kills |", " | ".join(PLACES), "| different runs |")
+    print("| --- |" + " ---: |" * (len(PLACES) + 3))
+    for name in [*CELLS, "all"]:
+        own = [run for run in runs if name in (run["cell"], "all")]
+        hits = Counter(kill["place"] for run in own for kill in run["kills"])
         different = sum(bool(run["differences"]) for run in own)
-        print(f"{name:<12}{len(own):>6}{kills:>7}{within:>17}{different:>16}")
+        counts = [len(own), hits.total(), *(hits[place] for place in PLACES), different]
+        print(f"| {name} |", " | ".join(map(str, counts)), "|")
 
 
 if __name__ == "__main__":

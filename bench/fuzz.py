@@ -3,7 +3,8 @@
 A child process reads one case after the other under limits of memory and time. A case is right
 when it is used or refused with an `ElrError`; anything else is a finding: another exception, a
 crash, a hang, a file written outside the case's own folder, a program started. Cases depend on
-the seed and their number alone, so a finding can be repeated with `--only KIND:NUMBER`.
+the seed and their number alone, so a finding can be repeated with `--only KIND:NUMBER`. Seconds
+are those of the processor, so that a busy machine makes no hangs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECONDS = 10  # for one case
+SECONDS = 10  # of the processor for one case
+WAIT = 60  # seconds by the clock: a case that waits for something hangs too
 MEMORY = 2 * 1024**3  # bytes beyond what the child holds when it has loaded everything
 CASES_A_CHILD = 1000  # then a fresh one: what it has leaked does not add up
 KEPT_FINDINGS = 50
@@ -118,6 +120,23 @@ def mutate_tensors(content: bytes, rng: random.Random) -> bytes:
     return claimed.to_bytes(8, "little") + text + content[8 + length :]
 
 
+def signed(content: bytes) -> bytes:
+    """Return a checkpoint with the hash of what it holds, as somebody can who knows the format."""
+    import safetensors.torch
+
+    from elrcli.engine.checkpoints import _digest
+
+    try:
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])[
+            "__metadata__"
+        ]
+        tensors = safetensors.torch.load(content)
+    except Exception:  # not a whole file any more
+        return content
+    metadata["sha256"] = _digest(metadata["state"], tensors)
+    return safetensors.torch.save(tensors, metadata)
+
+
 # --- the child ---
 
 
@@ -136,6 +155,8 @@ class Box:
         write_shapes(self.data, per_class=4)
         config = TrainConfig(data=self.data, **TINY | {"epochs": 1})
         self.run = fit(config, folder / "run")
+        before, _ = sorted(self.run.checkpoint_folder.iterdir())
+        before.unlink()  # it would be used instead of a damaged one
         self.manifest = self.run.manifest()
         self.seeds = self._seeds()
         self.whole = shutil.copytree(self.run.path, folder / "whole")
@@ -240,7 +261,8 @@ class Box:
         whole = self.seeds[kind]
         is_tensors = kind in ("model", "checkpoint", "features")
         if is_tensors and rng.random() < 0.7:
-            return "w.safetensors", mutate_tensors(whole, rng)
+            content = mutate_tensors(whole, rng)
+            return "w.safetensors", signed(content) if kind == "checkpoint" else content
         name = "w.safetensors" if is_tensors else f"w.{'pth' if kind == 'pth' else 'csv'}"
         return name, mutate(whole, rng, whole, not is_tensors and kind != "pth")
 
@@ -375,7 +397,7 @@ def child(folder: Path, seed: int) -> None:
     print(json.dumps({"outcome": "ready"}), file=answers, flush=True)
     for line in sys.stdin:
         kind, number = line.split()
-        started, answer = time.monotonic(), {}
+        started, answer = time.process_time(), {}
         try:
             answer["outcome"] = box.read(kind, int(number), seed)
         except Exception as error:
@@ -386,7 +408,7 @@ def child(folder: Path, seed: int) -> None:
             answer = {"outcome": "outside", "error": str(WATCH.written[:3])}
         if WATCH.started:
             answer = {"outcome": "program", "error": str(WATCH.started[:3])}
-        answer["seconds"] = round(time.monotonic() - started, 3)
+        answer["seconds"] = round(time.process_time() - started, 3)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
         answer["megabytes"] = round(peak / 1024)
         print(json.dumps(answer), file=answers, flush=True)
@@ -412,11 +434,15 @@ class Child:
         self._cases += 1
         self._process.stdin.write(f"{kind} {number}\n")
         self._process.stdin.flush()
-        return self._answer(SECONDS)
+        return self._answer(SECONDS, WAIT)
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
+    def _answer(self, seconds: float, wait: float) -> dict[str, Any]:
         assert self._process is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        pid, asked = self._process.pid, time.monotonic()
+        latest = processor_seconds(pid) + seconds
+        ready: list[Any] = []
+        while not ready and time.monotonic() - asked < wait and processor_seconds(pid) < latest:
+            ready, _, _ = select.select([self._process.stdout], [], [], 0.5)
         line = self._process.stdout.readline() if ready and self._process.stdout else ""
         if line:
             return dict(json.loads(line))
@@ -424,7 +450,10 @@ class Child:
         code = self._process.returncode
         self._process = None
         if not ready:
-            return {"outcome": "hang", "error": f"more than {seconds:g} s"}
+            return {
+                "outcome": "hang",
+                "error": f"more than {seconds:g} s, or {wait:g} s by the clock",
+            }
         errors = (self._folder.parent / "stderr").read_text(errors="replace")[-300:]
         return {"outcome": "crash", "error": f"exit code {code}: {errors}"}
 
@@ -456,7 +485,7 @@ class Child:
                 env=environment,
             )
         self._cases = 0
-        answer = self._answer(300)
+        answer = self._answer(300, 900)
         if answer["outcome"] != "ready":
             raise RuntimeError(f"the child cannot be started: {answer}")
 
@@ -464,6 +493,12 @@ class Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def processor_seconds(pid: int) -> float:
+    """Return what a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def all_cases(cases: int) -> list[tuple[str, int]]:
@@ -478,13 +513,18 @@ def all_cases(cases: int) -> list[tuple[str, int]]:
 
 def study(result: Path, cases: int, seed: int, minutes: float) -> dict[str, Any]:
     """Go on with the study in `result` until all cases or the minutes are used up."""
-    figures: dict[str, Any] = {"seed": seed, "done": 0, "kinds": {}, "findings": []}
+    figures: dict[str, Any] = {"seed": seed, "kinds": {}, "findings": []}
     if result.exists():
         figures = json.loads(result.read_text())
+    done = {
+        kind: sum(row[outcome] for outcome in OUTCOMES) for kind, row in figures["kinds"].items()
+    }
     deadline = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="elr-fuzz-") as temporary:
         process = Child(Path(temporary) / "box", seed)
-        for kind, number in all_cases(cases)[figures["done"] :]:
+        for kind, number in all_cases(cases):
+            if number < done.get(kind, 0):
+                continue
             if time.monotonic() > deadline:
                 break
             answer = process.ask(kind, number)
@@ -496,7 +536,6 @@ def study(result: Path, cases: int, seed: int, minutes: float) -> dict[str, Any]
                 finding = {"case": f"{kind}:{number}", **answer}
                 print(json.dumps(finding), flush=True)
                 figures["findings"] = [*figures["findings"], finding][:KEPT_FINDINGS]
-            figures["done"] += 1
         process.stop()
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(figures, indent=2) + "\n")

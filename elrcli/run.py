@@ -121,6 +121,7 @@ class RunFolder:
             raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            run.remove_leftovers()
             run._remove_files()
         except OSError as error:
             raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
@@ -130,7 +131,11 @@ class RunFolder:
         """Tell whether there is a run; raises RunError if the place is taken by something else."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file. Choose another --out.")
-        if not self.path.is_dir() or not {*self.path.iterdir()} - {self.lock_file}:
+        if not self.path.is_dir():
+            return False
+        # A process that was killed before `config.json` was there leaves these.
+        begun = {self.lock_file, *self._leftovers(self.path)}
+        if not {*self.path.iterdir()} - begun:
             return False
         if not self.is_run():
             raise RunError(f"{self.path}: not empty and not a run. Choose another --out.")
@@ -146,7 +151,7 @@ class RunFolder:
         self._holds_something()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = self.lock_file.open("a+", encoding="utf-8")
+            file = self.lock_file.open("a+b", buffering=0)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
         with file:
@@ -155,15 +160,14 @@ class RunFolder:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     file.seek(0)
-                    holder = file.read(200).strip() or "another process"
+                    holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
                     raise RunError(
                         f"{self.path}: is being trained by {holder}. Wait for it, or choose"
                         " another --out."
                     ) from None
             try:
                 file.truncate(0)
-                # Not through the buffer, which would be written again on closing.
-                os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+                file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
             except OSError as error:
                 raise RunError(f"{self.lock_file}: cannot be written ({error.strerror}).") from None
             yield
@@ -171,9 +175,12 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
         for folder in (self.path, self.checkpoint_folder):
-            for path in folder.glob(".*"):
-                if LEFTOVER.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            for path in self._leftovers(folder):
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _leftovers(folder: Path) -> list[Path]:
+        return [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]
 
     def is_run(self) -> bool:
         """Tell whether `elr` wrote `config.json`: other programs use that name too."""

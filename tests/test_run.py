@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from elrcli.config import TrainConfig
 from elrcli.errors import RunError
 from elrcli.run import RunFolder, csv_text, json_text, newest_run, write_text
+from tests.limits import no_file_larger_than
 
 
 @pytest.fixture
@@ -60,6 +62,14 @@ def test_create_makes_parents(tmp_path):
 
 def test_create_takes_an_empty_folder(tmp_path):
     assert RunFolder.create(tmp_path).path == tmp_path
+
+
+def test_create_takes_what_a_process_left_that_was_killed_at_once(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("process 1 on host\n")
+    (tmp_path / "run" / ".config.json.abcd_123").write_text('{"elr"')
+    RunFolder.create(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_create_keeps_an_existing_run_without_overwrite(run):
@@ -244,6 +254,46 @@ def test_a_full_disk_is_a_run_error(tmp_path, monkeypatch):
         write_text(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(tmp_path, monkeypatch):
+    done = []
+    flush, rename = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        done.append("flush folder" if name == tmp_path.name else f"flush {name[:7]}")
+        flush(handle)
+
+    def replace(self: Path, target: Path) -> Path:
+        done.append(f"{self.name[:7]} becomes {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_text(tmp_path / "f.txt", "new")
+    assert done == ["flush .f.txt.", ".f.txt. becomes f.txt", "flush folder"]
+
+
+def test_a_file_system_that_cannot_flush_folders(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "f.txt", "new")
+    assert (tmp_path / "f.txt").read_text() == "new"
+
+
+def test_a_lock_without_room_for_its_holder_is_a_run_error(run):
+    message = "lock: cannot be written"
+    with no_file_larger_than(0), pytest.raises(RunError, match=message), run.locked():
+        pass
+    with run.locked():
+        assert run.lock_file.read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_folder_that_cannot_be_made_is_a_run_error(tmp_path):

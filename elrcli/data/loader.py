@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ class RowLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker if workers > 0 else None,
+            multiprocessing_context=_FORK if workers > 0 else None,
             pin_memory=pin_memory,
         )
 
@@ -81,7 +83,7 @@ class RowLoader:
         self._order.epoch = epoch
         self._order.start_batch = start_batch
         try:
-            for batch in self._loader:
+            for batch in self._batches():
                 # Pinning memory turns inner tuples into lists.
                 left_out = tuple((row, reason) for row, reason in batch.unreadable)
                 yield batch._replace(unreadable=left_out)
@@ -93,6 +95,18 @@ class RowLoader:
                 " --batch-size; in a container, allow more shared memory (--shm-size)."
             ) from error
 
+    def _batches(self) -> Iterator[Batch]:
+        """Iterate without torch's handler for the death of a worker.
+
+        It raises in whatever the program happens to do then. Without it, waiting for the worker's
+        batch raises.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = iter(self._loader)
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return batches
+
 
 def images_per_epoch(labels: np.ndarray, balanced: bool) -> int:
     """Return how many rows with the labels [M] an epoch holds, see `RowLoader`."""
@@ -100,6 +114,11 @@ def images_per_epoch(labels: np.ndarray, balanced: bool) -> int:
         return len(labels)
     counts = np.unique(labels, return_counts=True)[1]
     return len(counts) * int(counts.min())
+
+
+# Workers end when their parent does. That of Python's fork server, the default from 3.14 on, is not
+# the program: they would outlive it.
+_FORK = "fork" if sys.platform == "linux" else None
 
 
 class _BatchOrder(Sampler[tuple[int, np.ndarray]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import math
 import shlex
@@ -429,7 +430,7 @@ class Training:
             observer.note(
                 f"goes on in epoch {self.epoch + 1} after {done} of {len(loader)} batches"
             )
-        drawn_at = time.monotonic()
+        drawn_at = -math.inf
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
         with StopSignals() as stop, self._failures_explained(stop, remedy):
             while self.epoch < self.config.epochs:
@@ -913,6 +914,7 @@ class Training:
             from elrcli.plots import curves_svg  # only here: matplotlib would delay the first step
 
             write_text(self.run.curves_file, curves_svg(self.metrics))
+            gc.collect()  # the parts of a figure refer to each other and would stay for long
 
     def _save_model(self) -> None:
         if not self.group.is_first:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -273,13 +274,14 @@ def test_a_cache_of_another_size_is_refused(manifest, tmp_path):
         make(manifest, cache=cache)
 
 
-CTRL_C_WITH_WORKERS = """
-import os, signal, sys
+WITH_WORKERS = """
+import multiprocessing, os, signal, sys
 from pathlib import Path
 from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import load_data
 from elrcli.data.transforms import train_transform
 
+multiprocessing.set_start_method("forkserver")  # the default from Python 3.14 on
 signal.signal(signal.SIGINT, lambda number, frame: None)  # the main process finishes its work
 manifest = load_data(Path(sys.argv[1]))
 rows = manifest.rows("train")
@@ -290,21 +292,28 @@ loader = RowLoader(
 count = 0
 for number, batch in enumerate(loader.epoch(0)):
     if number == 2:
-        os.killpg(0, signal.SIGINT)  # what a terminal sends
+        exec(sys.argv[2])
     count += len(batch.index)
 assert count == len(rows), count
 """
 
 
-def test_ctrl_c_does_not_kill_workers_and_the_exit_is_quiet(manifest):
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [
+        ("os.killpg(0, signal.SIGINT)", 0),  # what a terminal sends
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+    ],
+)
+def test_workers_live_as_long_as_their_program(manifest, happens, code):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CTRL_C_WITH_WORKERS, str(manifest.root)],
-        capture_output=True,
+        [sys.executable, "-W", "error", "-c", WITH_WORKERS, str(manifest.root), happens],
+        capture_output=True,  # and waited for until the last process has ended
         text=True,
         start_new_session=True,
-        timeout=60,
+        timeout=120,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 class _Fatal(Transform):

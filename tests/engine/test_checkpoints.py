@@ -9,6 +9,7 @@ import torch
 from elrcli.engine import checkpoints
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
 from elrcli.errors import RunError
+from tests.limits import no_file_larger_than
 
 
 def names(folder) -> list[str]:
@@ -63,6 +64,15 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.safetensors.torch, "save_file", refuse)
     with pytest.raises(RunError, match=r"000002\.safetensors: cannot be written \(No space left"):
         save_checkpoint(tmp_path, 2, {"epoch": 2})
+    assert names(tmp_path) == ["000001.safetensors"]
+    assert load_checkpoint(tmp_path) == {"epoch": 1}
+
+
+def test_a_file_that_is_cut_off_is_a_run_error(tmp_path):
+    save_checkpoint(tmp_path, 1, {"epoch": 1})
+    message = r"000002\.safetensors: cannot be written \(.*too large"
+    with no_file_larger_than(50_000), pytest.raises(RunError, match=message):
+        save_checkpoint(tmp_path, 2, {"weights": torch.zeros(100_000)})
     assert names(tmp_path) == ["000001.safetensors"]
     assert load_checkpoint(tmp_path) == {"epoch": 1}
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -843,6 +844,24 @@ def test_loaders_that_die_by_themselves_are_a_training_error(train, monkeypatch)
     monkeypatch.setattr(RowLoader, "epoch", dies)
     with pytest.raises(TrainingError, match="A process that loads images died"):
         train()
+
+
+class KillsLoader(Observer):
+    """Kills a loading process in the middle of a step, as the kernel does for lack of memory."""
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        if stage == "epoch 2/2" and done == 4:
+            children = Path("/proc/thread-self/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+            time.sleep(0.2)  # an error that is raised at once comes here
+
+
+def test_a_loader_that_is_killed_leaves_the_last_checkpoint(train, tmp_path):
+    settings = {"batch_size": 2, "workers": 2}
+    with pytest.raises(TrainingError, match="A process that loads images died, mostly for lack"):
+        train("killed", observer=KillsLoader(), **settings)
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    assert_same(resume(tmp_path / "killed"), train("whole", **settings))
 
 
 GROUP_SCRIPT = """

@@ -65,6 +65,20 @@ def test_a_run_stopped_within_an_epoch_equals_an_uninterrupted_one(
     assert_same(resumed, whole)
 
 
+def test_a_second_ctrl_c_leaves_at_once_without_saving(train, tmp_path):
+    class Twice(StopsAt):
+        def progress(self, stage: str, done: int, total: int | None) -> None:
+            super().progress(stage, done, total)
+            if self.has_sent:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(batch_size=4, observer=Twice("epoch 1/2", 12))
+    names = [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()]
+    assert names == ["000000.safetensors"]
+    resume(tmp_path / "run")  # the lock is free
+
+
 def test_gradients_of_a_step_in_progress_are_waited_for(train, tmp_path):
     settings = {"batch_size": 4, "accumulate": 4}
     whole = train("whole", **settings)
