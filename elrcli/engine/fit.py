@@ -49,6 +49,7 @@ from elrcli.engine.features import Features, look_at_images
 from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, FiniteWatch
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
+from elrcli.engine.memory import free_memory
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
     Diverged,
@@ -64,6 +65,7 @@ from elrcli.engine.schedules import Schedule, set_learning_rate
 from elrcli.errors import ConfigError, DataError, ModelError, RunError, TrainingError, legible
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
+from elrcli.methods.table import SampleTables, TableChoice, choose_tables, row_columns
 from elrcli.models import (
     Preprocessing,
     check_image_size,
@@ -124,6 +126,7 @@ def fit(
     check_image_size(network, prepared.image_size)
     _check_sync_bn(config, network, runtime, group)
     config = resolve(config, manifest, network, prepared, group.processes)
+    config = config.replace(table=table_choice(config, manifest, runtime, group).form)
 
     def create() -> RunFolder:
         RunFolder.create(run.path, overwrite=overwrite)
@@ -171,7 +174,7 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
         return f"saved within an epoch by {state.get('processes')} processes"
 
     state = load_checkpoint(run.checkpoint_folder, observer.note, problem)
-    _check_size(run, state, manifest, config.epochs)
+    _check_size(run, state, manifest, config)
     network = create_network(
         config.backbone,
         manifest.num_classes,
@@ -195,15 +198,19 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     return training.run_to_end(observer, for_audit=for_audit)
 
 
-def _check_size(run: RunFolder, state: Mapping[str, Any], manifest: Manifest, epochs: int) -> None:
+def _check_size(
+    run: RunFolder, state: Mapping[str, Any], manifest: Manifest, config: TrainConfig
+) -> None:
     """Raise RunError before tables are made for samples, classes and epochs of another run."""
+    epochs = config.epochs
     try:
         record = state["record"]
         found = (*record["prob_sum"].shape, *record["given_prob"].shape)
     except (KeyError, TypeError, AttributeError):
         found = ()
     samples = len(manifest)
-    if found != (samples, manifest.num_classes, samples, epochs):
+    columns = row_columns(config.table, manifest.num_classes)
+    if found != (samples, columns, samples, epochs):
         raise RunError(
             f"{run.checkpoint_folder}: does not fit the run ({samples:,} samples,"
             f" {manifest.num_classes:,} classes, {epochs:,} epochs). Train again."
@@ -246,6 +253,22 @@ def resolve(
         weight_decay=weight_decay,
         image_size=prepared.image_size,
         workers=worker_count(config.workers),
+    )
+
+
+def table_choice(
+    config: TrainConfig, manifest: Manifest, runtime: Runtime, group: Group
+) -> TableChoice:
+    """Return how the tables of all samples are kept: the same in every process."""
+    free = group.gather((free_memory(runtime.device), free_memory(torch.device("cpu"))))
+    return choose_tables(
+        config.table,
+        config.table_device,
+        rows=-(-len(manifest) // group.processes),
+        classes=manifest.num_classes,
+        tables=1 + config.networks,  # targets, predictions and, of two halves, the held-out ones
+        device=str(runtime.device),
+        free=(min(own for own, _ in free), min(host for _, host in free)),
     )
 
 
@@ -334,12 +357,19 @@ class Training:
         self.network.to(device).to(memory_format=torch.channels_last)
         group.copy_from_first(list(self.network.state_dict().values()))
         parts = members(self.network)
+        self.tables = table_choice(config, manifest, self.runtime, group)
+        trained = manifest.rows("train")
         self.method = build_method(
-            config, self.network, parts, manifest.labels, manifest.rows("train"), classes, own
+            config, self.network, parts, manifest.labels, trained, classes, own, self.tables
         )
         self.method.to(device)
         self.record = SampleRecord(
-            len(own), classes, config.epochs, held_out=self.method.judges_held_out
+            len(own),
+            classes,
+            config.epochs,
+            held_out=self.method.judges_held_out,
+            table=self.tables.form,
+            on_host=self.tables.on_host,
         ).to(device)
         self.plan = self._plan()
         self.labels = torch.from_numpy(manifest.labels[own].astype(np.int64)).to(device)
@@ -384,6 +414,8 @@ class Training:
             for split in ("val", "test")
         }
         observer.training_started(dataclasses.replace(self.plan, first_epoch=self.epoch))
+        if self.tables.note is not None:
+            observer.note(self.tables.note)
         if self.processes_before != self.group.processes:
             observer.note(
                 f"begun by {self.processes_before} processes, goes on with {self.group.processes}: "
@@ -586,7 +618,7 @@ class Training:
             is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
             if len(batch.index) > 0:
                 labels = batch.labels.to(device, non_blocking=True)
-                index = self.share.places(batch.index).to(device, non_blocking=True)
+                index = self._index(batch)
                 images = self.runtime.normalise(batch.images, self.preprocessing)
                 generator = self._seed_step(self.epoch, number)
                 with self._batch_norm_for(len(index)), self.runtime.autocast():
@@ -641,6 +673,15 @@ class Training:
     def _is_synchronised(self) -> bool:
         """Whether BatchNorm waits for the other processes in every forward pass."""
         return self.config.sync_bn and self.group.processes > 1
+
+    def _index(self, batch: Batch) -> Tensor:
+        """Return the places of a batch in this process's tables, on the device."""
+        places = self.share.places(batch.index)
+        index = places.to(self.runtime.device, non_blocking=True)
+        for module in (*self.method.modules(), self.record):
+            if isinstance(module, SampleTables):
+                module.expect(places, index)
+        return index
 
     def _count(self, batch: Batch) -> int:
         """Return how many images all processes are through with when this one has a batch."""
@@ -711,7 +752,7 @@ class Training:
             self.unreadable.update(dict(batch.unreadable))
             done += self._count(batch)
             if len(batch.index) > 0:
-                index = self.share.places(batch.index).to(self.runtime.device)
+                index = self._index(batch)
                 self.method.observe(probs, index)
                 self.record.update(probs, self.labels[index], index, self.epoch, probs)
             part.has_done(split, number + 1)
@@ -749,7 +790,7 @@ class Training:
             **agreement_metrics(
                 predicted[train],
                 before[train],
-                self.method.targets[train],
+                self.method.target_classes(train),
                 self.labels[train],
                 group,
             ),
