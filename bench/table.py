@@ -4,40 +4,39 @@ python bench/table.py size --out bench/results/table
 python bench/table.py loss --out bench/results/table
 
 `size` makes a table for every image of ImageNet, 1,281,167 x 1,000, touches all of its memory and
-times updates of random rows, the forms taking turns. `loss` trains on two-digit numbers (100
-classes, wrong labels planted), puts the same predictions into tables of each form, and compares
-them and the audits by them; then it trains with each form.
+times updates of random rows, the forms taking turns. `loss` trains a small network with ELR on
+two-digit numbers (100 classes, pairs of scikit-learn's digits, wrong labels planted) and puts the
+same predictions into tables of each form; then it trains with each form.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sets
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
-from elrcli import api
-from elrcli.audit.run import audit_run
-from elrcli.engine import fit
-from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint
+from elrcli.audit.evidence import Evidence, TopTable
+from elrcli.audit.ranking import rank_labels
+from elrcli.audit.scores import ranking_figures
 from elrcli.methods import table
-from elrcli.methods.elr import ELRLoss
+from elrcli.methods.elr import ELRLoss, clamped_softmax
 from elrcli.methods.record import SampleRecord
-from elrcli.run import RunFolder
 
 IMAGENET = 1_281_167
 FORMS = ("fp32", "fp16", "top-k")
-SIDE = 32
+CLASSES = 100
+BATCH = 64
 
 
 def main() -> None:
@@ -50,12 +49,11 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000, help="size: columns of the table")
     parser.add_argument("--batch-size", type=int, default=256, help="size: rows of an update")
     parser.add_argument("--rounds", type=int, default=15, help="size: of ten updates each")
-    parser.add_argument("--per-class", type=int, default=40, help="loss: images of a class")
+    parser.add_argument("--per-class", type=int, default=20, help="loss: training images")
     parser.add_argument("--epochs", type=int, default=15, help="loss: of each training")
-    parser.add_argument("--noise", default="sym20", help="loss: kind of wrong labels")
-    parser.add_argument("--seeds", default="0", help="loss: of the trainings")
+    parser.add_argument("--noise", default="sym40", help="loss: kind of wrong labels")
+    parser.add_argument("--seeds", default="0,1,2", help="loss: of data and trainings")
     parser.add_argument("--kept", default="4,8,16,32", help="loss: entries of a row")
-    parser.add_argument("--folder", type=Path, default=Path("table-runs"), help="loss: removed")
     parser.add_argument("--out", type=Path, help="folder for the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -64,7 +62,6 @@ def main() -> None:
         return
     for seed in map(int, args.seeds.split(",")):
         keep(args.out, f"loss-{args.noise}-{seed}", loss(args, seed))
-    shutil.rmtree(args.folder)
 
 
 def keep(out: Path | None, name: str, figures: dict[str, Any]) -> None:
@@ -101,25 +98,21 @@ def size(args: argparse.Namespace) -> dict[str, Any]:
                 loss_fn.update_targets(probs[: len(index)], index)
             times[form] = (time.process_time() - started) / len(batches)
         rounds.append(times)
+    figures = {}
+    for form in FORMS:
+        row = table.row_bytes(form, args.classes)
+        figures[form] = {
+            "allocated_gb": round(memory[form] / 1e9, 3),
+            "calculated_gb": round(args.samples * row / 1e9, 3),
+            "moved_kb": round(2 * args.batch_size * row / 1e3, 1),  # rows are read and written
+            "update_ms": round(1e3 * statistics.median(r[form] for r in rounds[1:]), 3),
+            "update / fp32": round(statistics.median(r[form] / r["fp32"] for r in rounds[1:]), 2),
+        }
     return {
         "samples": args.samples,
         "classes": args.classes,
         "batch_size": args.batch_size,
-        "forms": {
-            form: {
-                "allocated_gb": round(memory[form] / 1e9, 3),
-                "calculated_gb": round(args.samples * table.row_bytes(form, args.classes) / 1e9, 3),
-                # Every row is read and written.
-                "moved_kb_per_step": round(
-                    2 * args.batch_size * table.row_bytes(form, args.classes) / 1e3, 1
-                ),
-                "update_ms": round(1e3 * statistics.median(r[form] for r in rounds[1:]), 3),
-                "update / fp32": round(
-                    statistics.median(r[form] / r["fp32"] for r in rounds[1:]), 2
-                ),
-            }
-            for form in FORMS
-        },
+        "forms": figures,
     }
 
 
@@ -131,23 +124,27 @@ def resident() -> int:
 
 def loss(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return what each form loses of one training, and how trainings with each form end."""
-    kept = [int(k) for k in args.kept.split(",")]
-    data = numbers(args.folder / "numbers.csv", args.per_class, args.noise, seed)
-    shadows = Shadows(["fp16", *kept])
-    run, exact = train(data, args, seed, "fp32", shadows)
-    trained = {"fp32": exact}
-    for form in ("fp16", *kept):
-        trained[named(form)] = train(data, args, seed, form)[1]
+    forms = ["fp32", "fp16", *map(int, args.kept.split(","))]
+    data = numbers(args.per_class, args.noise, seed)
+    keepers = {form: Keeper.make(form, len(data.labels), args.epochs) for form in forms}
+    accuracy = train(data, keepers["fp32"], args.epochs, seed, list(keepers.values()))
+    same = {
+        named(form): differences(keeper, keepers["fp32"]) | audited(data, keeper)
+        for form, keeper in keepers.items()
+    }
+    trained = {"fp32": {"accuracy": accuracy, **audited(data, keepers["fp32"])}}
+    for form in forms[1:]:
+        keeper = Keeper.make(form, len(data.labels), args.epochs)
+        accuracy = train(data, keeper, args.epochs, seed, [keeper])
+        trained[named(form)] = {"accuracy": accuracy, **audited(data, keeper)}
     return {
-        "images": 100 * args.per_class,
+        "classes": CLASSES,
+        "images": len(data.labels),
+        "wrong": int((data.labels != data.truth).sum()),
         "noise": args.noise,
         "seed": seed,
         "epochs": args.epochs,
-        "same_predictions": {"fp32": audited(run)}
-        | {
-            named(form): shadows.differences(form) | audited(shadows.run_with(run, form))
-            for form in ("fp16", *kept)
-        },
+        "same_predictions": same,
         "trained_with": trained,
     }
 
@@ -157,154 +154,145 @@ def named(form: str | int) -> str:
     return form if isinstance(form, str) else f"top-{form}"
 
 
-def made(form: str | int, build: Any) -> Any:
-    """Return what `build(form)` makes, with that many entries where the form is a number."""
+class Numbers(NamedTuple):
+    """Two-digit numbers: pixels as rows; every tenth training image is held out."""
+
+    inputs: Tensor  # [N, 128]
+    labels: Tensor  # [N] as given
+    truth: Tensor  # [N]
+    test_inputs: Tensor
+    test_labels: Tensor
+
+    @property
+    def held_out(self) -> Tensor:
+        """Which of the samples are not trained on, [N] bool."""
+        return torch.arange(len(self.labels)) % 10 == 0
+
+
+def numbers(per_class: int, noise: str, seed: int) -> Numbers:
+    """Return pairs of digits; every fifth picture of a digit is used for tests only."""
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    for_tests = np.arange(len(digits.target)) % 5 == 0
+
+    def draw(labels: np.ndarray, part: np.ndarray) -> Tensor:
+        pictures = [digits.data[part & (digits.target == digit)] / 16 for digit in range(10)]
+        pairs = [[rng.choice(pictures[d]) for d in divmod(int(label), 10)] for label in labels]
+        return torch.from_numpy(np.array(pairs).reshape(len(labels), -1)).float()
+
+    truth = rng.permutation(np.repeat(np.arange(CLASSES), per_class))
+    tests = np.repeat(np.arange(CLASSES), 20)
+    return Numbers(
+        draw(truth, ~for_tests),
+        torch.from_numpy(sets.noisy(truth, CLASSES, noise, rng)),
+        torch.from_numpy(truth),
+        draw(tests, for_tests),
+        torch.from_numpy(tests),
+    )
+
+
+class Keeper(NamedTuple):
+    """Targets and record of one form."""
+
+    loss_fn: ELRLoss
+    record: SampleRecord
+    overlap_errors: list[float]  # of <p, t>, in the last epoch
+
+    @classmethod
+    def make(cls, form: str | int, samples: int, epochs: int) -> Keeper:
+        """Make empty tables."""
+        with entries_kept(form) as kind:
+            return cls(
+                ELRLoss(samples, CLASSES, table=kind),
+                SampleRecord(samples, CLASSES, epochs, table=kind),
+                [],
+            )
+
+
+@contextmanager
+def entries_kept(form: str | int) -> Iterator[str]:
+    """Let tables that are made inside keep so many entries, where the form is a number."""
     usual = table.TOP
     if isinstance(form, int):
         table.TOP = form
-    try:
-        return build("top-k" if isinstance(form, int) else form)
-    finally:
-        table.TOP = usual
+    yield "top-k" if isinstance(form, int) else form
+    table.TOP = usual
 
 
-class Shadows:
-    """Tables in other forms that are given the predictions of a training, too."""
-
-    def __init__(self, forms: list[str | int]) -> None:
-        self.forms = forms
-        self.tables: dict[str | int, tuple[ELRLoss, SampleRecord]] = {}
-        self.overlap_errors: dict[str | int, list[float]] = {form: [] for form in forms}
-
-    def update(
-        self, record: SampleRecord, probs: Tensor, labels: Tensor, index: Tensor, epoch: int
-    ) -> None:
-        """Take one batch: probs [B, K], labels and index [B]."""
-        if not self.tables:
-            samples, epochs = record.given_prob.shape
-            classes = record.num_classes
-            for form in ("fp32", *self.forms):
-                self.tables[form] = made(
-                    form,
-                    lambda kind: (
-                        ELRLoss(samples, classes, table=kind),
-                        SampleRecord(samples, classes, epochs, table=kind),
-                    ),
-                )
-        exact = self.tables["fp32"][0].update_targets(probs, index)
-        for form in self.forms:
-            loss_fn, sums = self.tables[form]
-            rows = loss_fn.update_targets(probs, index)
-            sums.update(probs, labels, index, epoch)
-            if epoch == record.given_prob.shape[1] - 1:
-                errors = ((rows - exact) * probs).sum(dim=1).abs()
-                self.overlap_errors[form] += errors.tolist()
-        self.tables["fp32"][1].update(probs, labels, index, epoch)
-
-    def differences(self, form: str | int) -> dict[str, float]:
-        """Return mean errors over the samples: sums of absolute differences, and of <p, t>."""
-        everyone = torch.arange(len(self.tables["fp32"][0].targets))
-        (targets, sums), (other, other_sums) = self.tables["fp32"], self.tables[form]
-        apart = (targets.targets - other.read("targets", everyone)).abs().sum(dim=1)
-        means, other_means = sums.prob_sum, other_sums.read("prob_sum", everyone)
-        means = means / means.sum(dim=1, keepdim=True)
-        other_means = other_means / other_means.sum(dim=1, keepdim=True)
-        return {
-            "targets_l1": round(float(apart.mean()), 5),
-            "predictions_l1": round(float((means - other_means).abs().sum(dim=1).mean()), 5),
-            "overlap_error": round(statistics.fmean(self.overlap_errors[form]), 6),
-        }
-
-    def run_with(self, run: RunFolder, form: str | int) -> RunFolder:
-        """Return a copy of a run whose checkpoint has the predictions of a form."""
-        copy = run.path.with_name(f"{run.path.name}-as-{named(form)}")
-        shutil.copytree(run.path, copy, dirs_exist_ok=True)
-        state = load_checkpoint(copy / "checkpoint")
-        record = self.tables[form][1].state_dict()
-        state["record"] |= {name: t for name, t in record.items() if name.startswith("prob_sum")}
-        save_checkpoint(copy / "checkpoint", state["epoch"], state)
-        return RunFolder(copy)
+def train(data: Numbers, leader: Keeper, epochs: int, seed: int, keepers: list[Keeper]) -> float:
+    """Train by the targets of `leader`, tell all `keepers`; return the accuracy on the tests."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, CLASSES))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.003)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    held_out = data.held_out.nonzero()[:, 0]
+    trained = (~data.held_out).nonzero()[:, 0]
+    for epoch in range(epochs):
+        for part in trained[torch.randperm(len(trained))].split(BATCH):
+            logits = network(data.inputs[part])
+            leader_loss = leader.loss_fn(logits, data.labels[part], part)
+            optimizer.zero_grad()
+            leader_loss.backward()
+            optimizer.step()
+            tell(keepers, leader, logits.detach(), data.labels[part], part, epoch)
+        schedule.step()
+        with torch.no_grad():
+            for part in held_out.split(BATCH):
+                logits = network(data.inputs[part])
+                leader.loss_fn.update_targets(clamped_softmax(logits), part)
+                tell(keepers, leader, logits, data.labels[part], part, epoch)
+    with torch.no_grad():
+        right = network(data.test_inputs).argmax(dim=1) == data.test_labels
+    return round(float(right.float().mean()), 4)
 
 
-class Watched(SampleRecord):
-    """The record of a training, which hands everything on."""
+def tell(
+    keepers: list[Keeper], leader: Keeper, logits: Tensor, labels: Tensor, index: Tensor, epoch: int
+) -> None:
+    """Let keepers have the predictions [B, K] of a step that moved the leader's targets already."""
+    probs = logits.softmax(dim=1)
+    exact = leader.loss_fn.read("targets", index)
+    for keeper in keepers:
+        keeper.record.update(probs, labels, index, epoch)
+        if keeper is leader:
+            continue
+        rows = keeper.loss_fn.update_targets(clamped_softmax(logits), index)
+        if epoch == keeper.record.given_prob.shape[1] - 1:
+            keeper.overlap_errors.extend(((rows - exact) * probs).sum(dim=1).abs().tolist())
 
-    shadows: Shadows | None = None
 
-    def update(self, probs: Tensor, labels: Tensor, index: Tensor, epoch: int, *rest: Any) -> None:
-        """Add the predictions of one batch."""
-        super().update(probs, labels, index, epoch, *rest)
-        if self.shadows is not None:
-            self.shadows.update(self, probs, labels, index, epoch)
+def differences(keeper: Keeper, exact: Keeper) -> dict[str, float]:
+    """Return mean errors over the samples: sums of absolute differences, and of <p, t>."""
+    everyone = torch.arange(len(exact.loss_fn.targets))
 
-
-def train(
-    data: sets.StudySet,
-    args: argparse.Namespace,
-    seed: int,
-    form: str | int,
-    shadows: Shadows | None = None,
-) -> tuple[RunFolder, dict[str, float]]:
-    """Train with one form; return the run, its accuracy on right labels, and its audit."""
-    Watched.shadows = shadows
-    fit.SampleRecord = Watched  # type: ignore[misc]
-    try:
-        run = made(
-            form,
-            lambda kind: api.train(
-                data.csv,
-                root=data.root,
-                out=args.folder / f"run-{named(form)}",
-                overwrite=True,
-                backbone="resnet10t",
-                pretrained=False,
-                epochs=args.epochs,
-                seed=seed,
-                table=kind,
-                truth_column="true_label",
-                cache="ram",
-                workers=0,
-                device="cpu",
-                **data.settings,
-            ),
+    def apart(name: str) -> float:
+        found, expected = (
+            getattr(one, "loss_fn" if name == "targets" else "record").read(name, everyone)
+            for one in (keeper, exact)
         )
-    finally:
-        fit.SampleRecord = SampleRecord  # type: ignore[misc]
-    figures = {"accuracy": round(run.metrics()[-1]["test_accuracy_true"], 4)}
-    return run, figures | audited(run)
+        whole = expected.sum(dim=1)
+        return round(float(((found - expected).abs().sum(dim=1) / whole).mean()), 5)
 
-
-def audited(run: RunFolder) -> dict[str, float]:
-    """Return how well the audit of a run ranks the planted errors of its training data."""
-    truth = audit_run(run.path, report=False).summary["truth"]
-    return {name: round(value, 4) for name, value in truth.items() if isinstance(value, float)}
-
-
-def numbers(out: Path, per_class: int, noise: str, seed: int) -> sets.StudySet:
-    """Write the numbers 00 to 99 as pairs of handwritten digits; a fifth of them are for tests."""
-    rng = np.random.default_rng(seed)
-    digits = load_digits()
-    is_test = np.arange(len(digits.target)) % 5 == 0
-    pictures = {
-        (digit, part): digits.images[(digits.target == digit) & (is_test == (part == "test"))]
-        for digit in range(10)
-        for part in ("", "test")
+    return {
+        "targets_l1": apart("targets"),
+        "predictions_l1": apart("prob_sum"),
+        "overlap_error": round(statistics.fmean(keeper.overlap_errors or [0.0]), 6),
     }
-    tests = per_class // 5
-    truth = np.repeat(np.arange(100), per_class + tests)
-    split = np.tile(np.array([""] * per_class + ["test"] * tests), 100)
-    given = np.where(split == "test", truth, sets.noisy(truth, 100, noise, rng))
-    lines = []
-    for number, label in enumerate(truth):
-        pair = [rng.choice(pictures[d, str(split[number])]) for d in divmod(int(label), 10)]
-        pixels = (np.hstack(pair) * 255 / 16).astype(np.uint8)
-        path = out.parent / "numbers" / f"{number:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
-        name = f"numbers/{path.name}"
-        lines.append((name, f"{given[number]:02d}", f"{label:02d}", split[number]))
-    settings = {"image_size": SIDE, "flip": False}
-    return sets.StudySet(sets.write(out, lines), out.parent, settings)
+
+
+def audited(data: Numbers, keeper: Keeper) -> dict[str, float]:
+    """Return how well the audit, without neighbours, ranks the planted errors."""
+    record = keeper.record
+    seen: Any = record.prob_sum.numpy()
+    if record.form == "top-k":
+        seen = TopTable(seen, record.prob_sum_classes.numpy(), CLASSES)
+    evidence = Evidence(
+        np.arange(len(data.labels)), data.labels.numpy(), data.held_out.numpy(), seen
+    )
+    result = rank_labels(evidence, 0.5).result
+    wrong = (data.labels != data.truth).numpy()[result.rows]
+    figures = ranking_figures(result.score, wrong)
+    return {name: round(value, 4) for name, value in figures.items() if isinstance(value, float)}
 
 
 if __name__ == "__main__":

@@ -371,6 +371,8 @@ class Training:
             table=self.tables.form,
             on_host=self.tables.on_host,
         ).to(device)
+        modules = (*self.method.modules(), self.record)
+        self.keepers = [module for module in modules if isinstance(module, SampleTables)]
         self.plan = self._plan()
         self.labels = torch.from_numpy(manifest.labels[own].astype(np.int64)).to(device)
         truth = None if manifest.truth is None else manifest.truth[own].astype(np.int64)
@@ -414,8 +416,6 @@ class Training:
             for split in ("val", "test")
         }
         observer.training_started(dataclasses.replace(self.plan, first_epoch=self.epoch))
-        if self.tables.note is not None:
-            observer.note(self.tables.note)
         if self.processes_before != self.group.processes:
             observer.note(
                 f"begun by {self.processes_before} processes, goes on with {self.group.processes}: "
@@ -427,6 +427,8 @@ class Training:
             observer.note(
                 f"goes on in epoch {self.epoch + 1} after {done} of {len(loader)} batches"
             )
+        if self.tables.note is not None:
+            observer.note(self.tables.note)
         drawn_at = time.monotonic()
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
         with StopSignals() as stop, self._failures_explained(stop, remedy):
@@ -678,9 +680,8 @@ class Training:
         """Return the places of a batch in this process's tables, on the device."""
         places = self.share.places(batch.index)
         index = places.to(self.runtime.device, non_blocking=True)
-        for module in (*self.method.modules(), self.record):
-            if isinstance(module, SampleTables):
-                module.expect(places, index)
+        for module in self.keepers:
+            module.expect(places, index)
         return index
 
     def _count(self, batch: Batch) -> int:

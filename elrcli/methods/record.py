@@ -70,14 +70,15 @@ class SampleRecord(SampleTables):
         given = probs.gather(1, labels[:, None])[:, 0]
         others = probs.scatter(1, labels[:, None], -1.0)
         predicted = probs.argmax(dim=1)
-        self._add("prob_sum", index, probs)
+        self._add("prob_sum", index, probs, labels)
         self.margin_sum[index] += given - others.amax(dim=1)
         self.visits[index] += 1
         self.agreements[index] += (predicted == labels).int()
         self.prediction[index] = predicted
         self.given_prob[index, epoch] = given.half()
         if self.held_out_sum is not None and held_out is not None:
-            self._add("held_out_sum", index, held_out)
+            self._add("held_out_sum", index, held_out, labels)
 
-    def _add(self, table: str, index: Tensor, probs: Tensor) -> None:
-        self.write(table, index, self.read(table, index) + probs)
+    def _add(self, table: str, index: Tensor, probs: Tensor, labels: Tensor) -> None:
+        """Add predictions; an audit ranks by those of the given labels, which are always kept."""
+        self.write(table, index, self.read(table, index) + probs, always=labels)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FORMS = ("fp32", "fp16", "top-k")
 TOP = 16  # entries of a row that a top-k table keeps
 # Form and whether on the host, from the one that `auto` likes best to the smallest.
 CANDIDATES = (
@@ -27,7 +28,8 @@ class SampleTables(nn.Module):
 
     `form` fp32 and fp16 keep whole rows. top-k keeps the largest TOP entries of a row and, last,
     the sum of the others, [N, k + 1] fp16, with the classes [N, k] of the entries in a buffer of
-    its own; the others are read as equal. Rows are read, worked on and rounded in fp32 or more.
+    its own; the others are read as equal. Only what is stored is rounded: rows are read and worked
+    on in fp32 or more.
 
     `on_host` leaves the tables in the host's memory wherever the module goes, and moves the rows
     of a batch to and fro.
@@ -35,6 +37,8 @@ class SampleTables(nn.Module):
 
     def __init__(self, num_classes: int, form: str = "fp32", on_host: bool = False) -> None:
         super().__init__()
+        if form not in FORMS:
+            raise ValueError(f"table form {form!r}: choose one of {', '.join(FORMS)}")
         self.num_classes = num_classes
         self.form = form
         self.on_host = on_host
@@ -68,10 +72,13 @@ class SampleTables(nn.Module):
             return spread(rows, self._get(f"{name}_classes", index), self.num_classes)
         return rows if rows.dtype == torch.float64 else rows.float()
 
-    def write(self, name: str, index: Tensor, rows: Tensor) -> None:
-        """Replace rows of a table, index [B] without repeats, rows [B, K] >= 0."""
+    def write(self, name: str, index: Tensor, rows: Tensor, always: Tensor | None = None) -> None:
+        """Replace rows of a table, index [B] without repeats, rows [B, K] >= 0.
+
+        A top-k table keeps the entry of the class `always` [B], however small.
+        """
         if self.form == "top-k":
-            rows, classes = largest(rows, self.get_buffer(name).shape[1] - 1)
+            rows, classes = largest(rows, self.get_buffer(name).shape[1] - 1, always)
             self._put(f"{name}_classes", index, classes)
         self._put(name, index, rows)
 
@@ -152,9 +159,14 @@ def spread(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     return rest.repeat(1, num_classes).scatter_(1, classes.long(), values[:, :-1])
 
 
-def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest entries with the sum of the others, [B, k + 1], and classes [B, k]."""
-    values, classes = rows.topk(k, dim=1)
+def largest(rows: Tensor, k: int, always: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the k largest entries with the sum of the others, [B, k + 1], and classes [B, k].
+
+    The entry of the class `always` [B] is among them.
+    """
+    order = rows if always is None else rows.scatter(1, always[:, None], torch.inf)
+    classes = order.topk(k, dim=1).indices
+    values = rows.gather(1, classes)
     rest = (rows.sum(dim=1, keepdim=True) - values.sum(dim=1, keepdim=True)).clamp_min(0)
     return torch.cat([values, rest], dim=1), classes
 
@@ -200,7 +212,7 @@ def choose_tables(
     form fp32, fp16, top-k or auto; place device, host or auto; `free` bytes on the `device` and
     on the host. Where nothing is small enough it is the last one that may be.
     """
-    size = {kind: tables * rows * row_bytes(kind, classes) for kind in ("fp32", "fp16", "top-k")}
+    size = {kind: tables * rows * row_bytes(kind, classes) for kind in FORMS}
     places = [place == "host"] if place != "auto" else [False] if device == "cpu" else [False, True]
     candidates = [
         (kind, on_host)

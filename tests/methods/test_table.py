@@ -6,10 +6,9 @@ from torch import Tensor
 
 from elrcli.methods.elr import ELRLoss, clamped_softmax
 from elrcli.methods.record import SampleRecord
-from elrcli.methods.table import TOP, TableChoice, _Arriving, choose_tables, row_bytes
+from elrcli.methods.table import FORMS, TOP, TableChoice, _Arriving, choose_tables, row_bytes
 
 GB = 10**9
-FORMS = ("fp32", "fp16", "top-k")
 
 
 def predictions(steps: int, classes: int = 40) -> Tensor:
@@ -177,6 +176,19 @@ def test_a_record_sums_the_same_in_every_form(form):
     assert record.margin_sum.equal(exact.margin_sum)
 
 
+def test_the_prediction_of_the_given_label_is_always_kept():
+    """The labels are the least likely classes, on which a ranking of the labels depends most."""
+    probs = predictions(15)
+    labels, index = probs.sum(dim=0).argmin(dim=1), torch.arange(6)
+    record = SampleRecord(6, 40, 15, held_out=True, table="top-k")
+    for epoch in range(15):
+        record.update(probs[epoch], labels, index, epoch, probs[epoch])
+    expected = probs.sum(dim=0).gather(1, labels[:, None])
+    for table in ("prob_sum", "held_out_sum"):
+        found = record.read(table, index).gather(1, labels[:, None])
+        torch.testing.assert_close(found, expected, atol=0, rtol=5e-3)
+
+
 def test_extreme_predictions_fit_into_half_precision():
     """The clamped prediction of 21,000 classes has 1e-4 everywhere: none of it may vanish."""
     logits = torch.zeros(1, 21_000)
@@ -189,6 +201,11 @@ def test_extreme_predictions_fit_into_half_precision():
         rows[form] = loss_fn.read("targets", torch.tensor([0]))
     for form in ("fp16", "top-k"):
         torch.testing.assert_close(rows[form], rows["fp32"], atol=1e-4, rtol=2e-3)
+
+
+def test_another_form_is_refused():
+    with pytest.raises(ValueError, match="table form 'bf16': choose one of fp32, fp16, top-k"):
+        ELRLoss(2, 3, table="bf16")
 
 
 def test_bytes_of_a_row():
