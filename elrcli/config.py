@@ -255,6 +255,19 @@ class TrainConfig:
     precision: str = setting(
         "auto", "Arithmetic of the network.", MACHINE, choices=("auto", "fp32", "bf16", "fp16")
     )
+    table: str = setting(
+        "auto",
+        "How targets and predictions of all images are kept: every class (fp32, fp16), or the 16"
+        " largest of an image and the sum of the others (top-k). auto goes by free memory.",
+        MACHINE,
+        choices=("auto", "fp32", "fp16", "top-k"),
+    )
+    table_device: str = setting(
+        "auto",
+        "Where they are: beside the network, or in host memory.",
+        MACHINE,
+        choices=("auto", "device", "host"),
+    )
     compile: bool = setting(False, "Compile the network with torch.compile.", MACHINE)
     sync_bn: bool = setting(
         False, "BatchNorm over the images of all processes, not of each alone.", MACHINE

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elrcli.audit.error_share import ErrorShare, estimate_error_share
-from elrcli.audit.evidence import CHUNK, Evidence
+from elrcli.audit.evidence import CHUNK, Evidence, Table
 
 FLOOR = 1e-6
 FEW = 30  # samples that say nothing about a share of wrong labels
@@ -80,7 +80,7 @@ def _with_unlearned(share: ErrorShare, unlearned: float, apart: float) -> ErrorS
     )
 
 
-def _disagreement(table: np.ndarray, evidence: Evidence, positions: np.ndarray) -> float:
+def _disagreement(table: Table, evidence: Evidence, positions: np.ndarray) -> float:
     """Return the share of the samples whose label is not the leading class of their line."""
     step = max(1, CHUNK // evidence.classes)
     differ = 0

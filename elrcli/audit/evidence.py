@@ -16,6 +16,34 @@ CHUNK = 16_000_000  # numbers of a table that are worked on at once
 
 
 @dataclass(frozen=True, eq=False)
+class TopTable:
+    """A table [N, K] of which only the largest entries of each line are there, with their sum.
+
+    Used like an array: some lines of it are an array. The other entries are taken as equal.
+    """
+
+    entries: np.ndarray  # [N, k + 1] k entries and the sum of all others
+    columns: np.ndarray  # [N, k] of the entries
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        return len(self.entries), self.classes
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return whole lines, rows [m] -> [m, K] float32."""
+        entries = self.entries[rows].astype(np.float32)
+        others = max(self.classes - self.columns.shape[1], 1)
+        lines = np.repeat(entries[:, -1:] / np.float32(others), self.classes, axis=1)
+        np.put_along_axis(lines, self.columns[rows].astype(np.int64), entries[:, :-1], axis=1)
+        return lines
+
+
+Table = np.ndarray | TopTable
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """M samples that were seen, in manifest order; tables have one line per manifest row.
 
@@ -26,8 +54,8 @@ class Evidence:
     rows: np.ndarray  # [M] int64 manifest rows
     labels: np.ndarray  # [M] int32 given class
     held_out: np.ndarray  # [M] bool: `seen` holds predictions made without training on the sample
-    seen: np.ndarray  # [N, K] float32 predictions by the network that trains on the sample
-    judged: np.ndarray | None = None  # [N, K] the same by a network that never trained on it
+    seen: Table  # [N, K] predictions by the network that trains on the sample
+    judged: Table | None = None  # [N, K] the same by a network that never trained on it
     neighbours: np.ndarray | None = None  # [M, k] positions of samples that look alike
 
     def __len__(self) -> int:
@@ -59,7 +87,7 @@ class Evidence:
         return found
 
     @property
-    def apart(self) -> np.ndarray:
+    def apart(self) -> Table:
         """The table [N, K] by networks that did not train on the samples, if there is one."""
         return self.seen if self.judged is None else self.judged
 
@@ -79,8 +107,10 @@ def evidence_of_run(manifest: Manifest, state: Mapping[str, Any]) -> Evidence:
     try:
         record = state["record"]
         visits = record["visits"].numpy()
-        seen = record["prob_sum"].numpy()
-        judged = record["held_out_sum"].numpy() if "held_out_sum" in record else None
+        seen = _table(record, "prob_sum", manifest.num_classes)
+        judged = None
+        if "held_out_sum" in record:
+            judged = _table(record, "held_out_sum", manifest.num_classes)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"the checkpoint holds no evidence ({error}). Train again.") from None
     shape = (len(manifest), manifest.num_classes)
@@ -100,6 +130,18 @@ def evidence_of_run(manifest: Manifest, state: Mapping[str, Any]) -> Evidence:
     return evidence
 
 
+def _table(record: Mapping[str, Any], name: str, classes: int) -> Table:
+    """Return one table of a checkpoint; whether its shape fits is looked at later."""
+    entries = record[name].numpy()
+    if f"{name}_classes" not in record:
+        return entries  # type: ignore[no-any-return]
+    columns = record[f"{name}_classes"].numpy()
+    fits = columns.ndim == 2 and entries.shape == (len(columns), columns.shape[1] + 1)
+    if not fits or (columns.size and not 0 <= columns.min() <= columns.max() < classes):
+        raise RunError("the checkpoint does not fit the manifest. Train again.")
+    return TopTable(entries, columns, classes)
+
+
 def _are_sums(lines: np.ndarray) -> bool:
     """Tell whether rows can be normalised to probabilities; not so with NaN."""
     return bool(
@@ -113,6 +155,10 @@ def agreed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def normalised(table: np.ndarray) -> np.ndarray:
-    """Return rows that sum to 1, table [M, K] >= 0 with at least one positive entry a row."""
+    """Return rows that sum to 1, table [M, K] >= 0 with at least one positive entry a row.
+
+    fp16 becomes float32.
+    """
+    table = table.astype(np.result_type(table.dtype, np.float32), copy=False)
     totals = table.sum(axis=1, keepdims=True, dtype=np.float64)
     return np.asarray(table / np.maximum(totals, 1e-12).astype(table.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from elrcli.engine.optimizers import build_optimizer
 from elrcli.errors import OutOfMemory
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
+from elrcli.methods.table import TableChoice
 from elrcli.models import Preprocessing, create_network, freeze, members, training_mode
 
 SMALLER = "Lower --image-size, or choose a smaller --backbone."
@@ -38,6 +39,7 @@ class BatchTrial:
     runtime: Runtime
     preprocessing: Preprocessing
     processes: int
+    tables: TableChoice = field(default_factory=TableChoice)
 
     @property
     def batch_size(self) -> int:
@@ -90,10 +92,22 @@ class BatchTrial:
         network.to(device).to(memory_format=torch.channels_last)
         labels, classes = manifest.labels, manifest.num_classes
         method = build_method(
-            config, network, members(network), labels, manifest.rows("train"), classes, self.rows
+            config,
+            network,
+            members(network),
+            labels,
+            manifest.rows("train"),
+            classes,
+            self.rows,
+            self.tables,
         ).to(device)
         record = SampleRecord(
-            len(self.rows), classes, config.epochs, held_out=method.judges_held_out
+            len(self.rows),
+            classes,
+            config.epochs,
+            held_out=method.judges_held_out,
+            table=self.tables.form,
+            on_host=self.tables.on_host,
         ).to(device)
         optimizer = build_optimizer(config, network, device)
         learning = [p for p in network.parameters() if p.requires_grad]
@@ -130,6 +144,7 @@ def with_fitting_batch(
     preprocessing: Preprocessing,
     group: Group,
     observer: Observer,
+    tables: TableChoice,
 ) -> TrainConfig:
     """Return resolved settings with a batch size that fits on the devices of all processes.
 
@@ -140,7 +155,7 @@ def with_fitting_batch(
     if group.processes > 1:
         owner = deal_rows(manifest.labels, manifest.splits, group.processes, config.seed)
         rows = np.flatnonzero(owner == group.rank)
-    trial = BatchTrial(config, manifest, rows, runtime, preprocessing, group.processes)
+    trial = BatchTrial(config, manifest, rows, runtime, preprocessing, group.processes, tables)
     own = trial.largest(trial.batch_size) or 0
     fitting, device = min(group.gather((own, str(runtime.device))))
     if fitting == 0:

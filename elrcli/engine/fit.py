@@ -52,7 +52,7 @@ from elrcli.engine.features import Features, look_at_images
 from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT, FiniteWatch
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
-from elrcli.engine.memory import is_out_of_memory, memory_explained, release_memory
+from elrcli.engine.memory import free_memory, is_out_of_memory, memory_explained, release_memory
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
     Diverged,
@@ -77,6 +77,7 @@ from elrcli.errors import (
 )
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
+from elrcli.methods.table import SampleTables, TableChoice, choose_tables, row_columns
 from elrcli.models import (
     Preprocessing,
     check_image_size,
@@ -141,8 +142,10 @@ def fit(
         observer.note(f"no training image of {unseen}: cannot be learned")
     tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)
+    tables = table_choice(config, manifest, runtime, group)
+    config = config.replace(table=tables.form)
     if tries_batches:
-        config = with_fitting_batch(config, manifest, runtime, prepared, group, observer)
+        config = with_fitting_batch(config, manifest, runtime, prepared, group, observer, tables)
 
     def create() -> RunFolder:
         RunFolder.create(run.path, overwrite=overwrite)
@@ -192,7 +195,7 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
         return f"saved within an epoch by {state.get('processes')} processes"
 
     state = load_checkpoint(run.checkpoint_folder, observer.note, problem)
-    _check_size(run, state, manifest, config.epochs)
+    _check_size(run, state, manifest, config)
     network = create_network(
         config.backbone,
         manifest.num_classes,
@@ -217,15 +220,19 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     return training.run_to_end(observer, for_audit=for_audit)
 
 
-def _check_size(run: RunFolder, state: Mapping[str, Any], manifest: Manifest, epochs: int) -> None:
+def _check_size(
+    run: RunFolder, state: Mapping[str, Any], manifest: Manifest, config: TrainConfig
+) -> None:
     """Raise RunError before tables are made for samples, classes and epochs of another run."""
+    epochs = config.epochs
     try:
         record = state["record"]
         found = (*record["prob_sum"].shape, *record["given_prob"].shape)
     except (KeyError, TypeError, AttributeError):
         found = ()
     samples = len(manifest)
-    if found != (samples, manifest.num_classes, samples, epochs):
+    columns = row_columns(config.table, manifest.num_classes)
+    if found != (samples, columns, samples, epochs):
         raise RunError(
             f"{run.checkpoint_folder}: does not fit the run ({samples:,} samples,"
             f" {manifest.num_classes:,} classes, {epochs:,} epochs). Train again."
@@ -282,6 +289,22 @@ def _classes_without_training(manifest: Manifest) -> str:
     named = ", ".join(f"'{legible(manifest.classes[label])}'" for label in unseen[:NAMED])
     more = f" and {len(unseen) - NAMED} more classes" if len(unseen) > NAMED else ""
     return f"{named}{more}"
+
+
+def table_choice(
+    config: TrainConfig, manifest: Manifest, runtime: Runtime, group: Group
+) -> TableChoice:
+    """Return how the tables of all samples are kept: the same in every process."""
+    free = group.gather((free_memory(runtime.device), free_memory(torch.device("cpu"))))
+    return choose_tables(
+        config.table,
+        config.table_device,
+        rows=-(-len(manifest) // group.processes),
+        classes=manifest.num_classes,
+        tables=1 + config.networks,  # targets, predictions and, of two halves, the held-out ones
+        device=str(runtime.device),
+        free=(min(own for own, _ in free), min(host for _, host in free)),
+    )
 
 
 def too_many_unreadable(unreadable: int, images: int, share: float) -> bool:
@@ -369,13 +392,22 @@ class Training:
         self.network.to(device).to(memory_format=torch.channels_last)
         group.copy_from_first(list(self.network.state_dict().values()))
         parts = members(self.network)
+        self.tables = table_choice(config, manifest, self.runtime, group)
+        trained = manifest.rows("train")
         self.method = build_method(
-            config, self.network, parts, manifest.labels, manifest.rows("train"), classes, own
+            config, self.network, parts, manifest.labels, trained, classes, own, self.tables
         )
         self.method.to(device)
         self.record = SampleRecord(
-            len(own), classes, config.epochs, held_out=self.method.judges_held_out
+            len(own),
+            classes,
+            config.epochs,
+            held_out=self.method.judges_held_out,
+            table=self.tables.form,
+            on_host=self.tables.on_host,
         ).to(device)
+        modules = (*self.method.modules(), self.record)
+        self.keepers = [module for module in modules if isinstance(module, SampleTables)]
         self.plan = self._plan()
         self.labels = torch.from_numpy(manifest.labels[own].astype(np.int64)).to(device)
         truth = None if manifest.truth is None else manifest.truth[own].astype(np.int64)
@@ -430,6 +462,8 @@ class Training:
             observer.note(
                 f"goes on in epoch {self.epoch + 1} after {done} of {len(loader)} batches"
             )
+        if self.tables.note is not None:
+            observer.note(self.tables.note)
         drawn_at = -math.inf
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
         with StopSignals() as stop, self._failures_explained(stop, remedy):
@@ -612,6 +646,7 @@ class Training:
             self.runtime,
             self.preprocessing,
             self.group.processes,
+            self.tables,
         ).after_failure()
 
     def _train_epoch(
@@ -635,7 +670,7 @@ class Training:
             is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
             if len(batch.index) > 0:
                 labels = batch.labels.to(device, non_blocking=True)
-                index = self.share.places(batch.index).to(device, non_blocking=True)
+                index = self._index(batch)
                 images = self.runtime.normalise(batch.images, self.preprocessing)
                 generator = self._seed_step(self.epoch, number)
                 with self._batch_norm_for(len(index)), self.runtime.autocast():
@@ -690,6 +725,14 @@ class Training:
     def _is_synchronised(self) -> bool:
         """Whether BatchNorm waits for the other processes in every forward pass."""
         return self.config.sync_bn and self.group.processes > 1
+
+    def _index(self, batch: Batch) -> Tensor:
+        """Return the places of a batch in this process's tables, on the device."""
+        places = self.share.places(batch.index)
+        index = places.to(self.runtime.device, non_blocking=True)
+        for module in self.keepers:
+            module.expect(places, index)
+        return index
 
     def _count(self, batch: Batch) -> int:
         """Return how many images all processes are through with when this one has a batch."""
@@ -760,7 +803,7 @@ class Training:
             self.unreadable.update(dict(batch.unreadable))
             done += self._count(batch)
             if len(batch.index) > 0:
-                index = self.share.places(batch.index).to(self.runtime.device)
+                index = self._index(batch)
                 self.finite.prediction(probs, number, batch.index)
                 self.method.observe(probs, index)
                 self.record.update(probs, self.labels[index], index, self.epoch, probs)
@@ -800,7 +843,7 @@ class Training:
             **agreement_metrics(
                 predicted[train],
                 before[train],
-                self.method.targets[train],
+                self.method.target_classes(train),
                 self.labels[train],
                 group,
             ),

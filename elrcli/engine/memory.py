@@ -1,14 +1,68 @@
-"""Memory of the device: whether it ran out, and how many images fit."""
+"""Memory of devices: how much is free, whether it ran out, and how many images fit."""
 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from elrcli.engine.launch import launch
 from elrcli.errors import OutOfMemory
+
+MEMINFO = Path("/proc/meminfo")
+# Files of a container: limit, use, and what of the use are files that can be forgotten.
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of a device; of the host, the share of one of its processes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return free_host_memory() // launch().local_processes
+
+
+def free_host_memory() -> int:
+    """Return what the system and the container leave, in bytes."""
+    return min([_available(), *filter(None, (_left_in_container(*files) for files in CGROUPS))])
+
+
+def _available() -> int:
+    try:
+        return 1024 * _entries(MEMINFO)["MemAvailable:"]
+    except (OSError, KeyError):  # not Linux: half of all
+        if not hasattr(os, "sysconf"):
+            return 4 * 1024**3
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _left_in_container(limit: str, used: str, statistics: str) -> int | None:
+    try:
+        found = Path(limit).read_text().strip()
+        if not found.isdecimal():  # "max"
+            return None
+        forgettable = _entries(Path(statistics)).get("inactive_file", 0)
+        return max(1, int(found) - int(Path(used).read_text()) + forgettable)
+    except (OSError, ValueError):
+        return None
+
+
+def _entries(path: Path) -> dict[str, int]:
+    """Return the numbers of a file whose lines begin with a name and a number."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def is_out_of_memory(error: BaseException, device: torch.device) -> bool:

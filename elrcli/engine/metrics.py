@@ -121,18 +121,19 @@ class Diverged(TrainingError):
 
 
 def agreement_metrics(
-    predicted: Tensor, before: Tensor, targets: Tensor, labels: Tensor, group: Group = ALONE
+    predicted: Tensor, before: Tensor, target: Tensor, labels: Tensor, group: Group = ALONE
 ) -> dict[str, float]:
     """Return what shows memorisation without true labels, over training rows.
 
-    predicted, before [n] classes now and an epoch ago, -1 unknown; targets [n, K]; labels [n].
+    predicted, before [n] classes now and an epoch ago, -1 unknown; target [n] classes of the
+    largest targets; labels [n].
     """
     seen = predicted >= 0
     both = seen & (before >= 0)
     return _shares(
         {
             "train_agreement": (predicted == labels, seen),
-            "target_agreement": (targets.argmax(dim=1) == labels, seen),
+            "target_agreement": (target == labels, seen),
             "changed": (predicted != before, both),
         },
         group,

@@ -35,7 +35,7 @@ COST = 1 / 4  # of what the whole grid would take
 SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: the runs for the rate, and the least for the others
 MIN_EPOCHS = 2  # one epoch has no targets to speak of
 # A search may go on with others.
-MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes")
+MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes", "table_device")
 
 
 class Candidate(NamedTuple):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from elrcli.methods.averages import ramp
 from elrcli.methods.elr import ELRLoss
 
+ROWS_AT_ONCE = 4096
+
 
 class StepResult(NamedTuple):
     """What one training step gives back."""
@@ -26,10 +28,14 @@ class Method(nn.Module):
 
     judges_held_out = False  # whether `StepResult.held_out` is there
 
-    @property
-    def targets(self) -> Tensor:
-        """The target table [N, K], one running estimate per manifest row."""
+    def target_rows(self, index: Tensor) -> Tensor:
+        """Return the targets of samples, index [B] -> [B, K]."""
         raise NotImplementedError
+
+    def target_classes(self, index: Tensor) -> Tensor:
+        """Return the classes of the largest targets, index [n] of any length -> [n]."""
+        parts = index.split(ROWS_AT_ONCE)
+        return torch.cat([self.target_rows(part).argmax(dim=1) for part in parts])
 
     def training_step(
         self, images: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator
@@ -75,10 +81,9 @@ class OneTable(Method):
         """Take the number of optimiser steps from `state_dict`."""
         self.steps_done = int(state)
 
-    @property
-    def targets(self) -> Tensor:
-        """The target table [N, K]."""
-        return self.loss.targets
+    def target_rows(self, index: Tensor) -> Tensor:
+        """Return the targets of samples, index [B] -> [B, K]."""
+        return self.loss.read("targets", index)
 
     @property
     def lam(self) -> float:

@@ -23,6 +23,7 @@ from elrcli.methods.label_losses import (
 )
 from elrcli.methods.plus import ELRPlus
 from elrcli.methods.single import SingleNetwork
+from elrcli.methods.table import TableChoice
 
 
 def build_method(
@@ -33,18 +34,28 @@ def build_method(
     trained: np.ndarray,
     num_classes: int,
     rows: np.ndarray | None = None,
+    tables: TableChoice | None = None,
 ) -> Method:
     """Return the method that `config.method` names.
 
     `network` predicts; its `parts` are the networks that it is an ensemble of, or itself.
     labels [N] as given, trained [T] the rows to train on; `rows` [n] are those to keep state of,
-    by default all. Methods without the ELR term keep targets too, so that all can be compared.
+    by default all, in the form and place that `tables` says. Methods without the ELR term keep
+    targets too, so that all can be compared.
     """
     rows = np.arange(len(labels)) if rows is None else rows
+    tables = tables or TableChoice()
 
     def table() -> ELRLoss:
         lam = config.lam if config.has_elr_term else 0.0
-        return ELRLoss(len(rows), num_classes, lam=lam, beta=config.beta)
+        return ELRLoss(
+            len(rows),
+            num_classes,
+            lam=lam,
+            beta=config.beta,
+            table=tables.form,
+            on_host=tables.on_host,
+        )
 
     def single(part: nn.Module) -> SingleNetwork:
         average = None

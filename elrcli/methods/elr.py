@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from elrcli.methods.table import SampleTables
 
 PROBABILITY_FLOOR = 1e-4
 
 
-class ELRLoss(nn.Module):
+class ELRLoss(SampleTables):
     """Cross-entropy plus the early-learning regulariser; keeps one target row per sample.
 
     `targets` [N, K] is a buffer: it is part of `state_dict` and follows `.to(device)`.
-    A row starts at zero ("never seen") and sums to `1 - beta ** visits` afterwards.
+    A row starts at zero ("never seen") and sums to `1 - beta ** visits` afterwards. For many
+    samples or classes `table` can be fp16 or top-k and `on_host` keeps it off the device, see
+    `SampleTables`.
     """
 
-    per_sample = ("targets",)  # buffers with one row per sample
+    per_sample = ("targets", "targets_classes")  # buffers with one row per sample
     targets: Tensor
 
     def __init__(
-        self, num_samples: int, num_classes: int, *, lam: float = 3.0, beta: float = 0.7
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        lam: float = 3.0,
+        beta: float = 0.7,
+        table: str = "fp32",
+        on_host: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, table, on_host)
         self.lam = lam
         self.beta = beta
-        self.register_buffer("targets", torch.zeros(num_samples, num_classes))
+        self.add_table("targets", num_samples)
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """Return the ELR loss of one batch and move its target rows.
@@ -45,15 +56,15 @@ class ELRLoss(nn.Module):
         probs [B, K] in (0, 1), index [B] -> targets [B, K] without gradient. Eq. 9.
         """
         normalised = probs / probs.sum(dim=1, keepdim=True)
-        rows = self.targets.index_select(0, index).to(probs.dtype)
+        rows = self.read("targets", index).to(probs.dtype)
         rows.lerp_(normalised, 1 - self.beta)  # beta * rows + (1 - beta) * normalised
-        self.targets.index_copy_(0, index, rows.to(self.targets.dtype))
+        self.write("targets", index, rows)
         return rows
 
     def extra_repr(self) -> str:
         """Describe the loss in `print(loss_fn)`."""
-        samples, classes = self.targets.shape
-        return f"{samples} samples, {classes} classes, lam={self.lam}, beta={self.beta}"
+        size = f"{len(self.targets)} samples, {self.num_classes} classes"
+        return f"{size}, lam={self.lam}, beta={self.beta}"
 
 
 def clamped_softmax(logits: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class TwoHalves(OneTable):
         """Return the loss of one batch, see `Method`. Each network has the mean of its own half."""
         owner = self.owner[index]
         loss, cross_entropy, term = torch.zeros(3, device=labels.device).unbind()
-        probs = torch.zeros(len(index), self.targets.shape[1], device=labels.device)
+        probs = torch.zeros(len(index), self.loss.num_classes, device=labels.device)
         held_out = torch.zeros_like(probs)
         first, second = self.parts
         for number, own, other in ((0, first, second), (1, second, first)):

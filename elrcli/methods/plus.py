@@ -22,10 +22,9 @@ class ELRPlus(Method):
         self.second = second
         self.ensemble = (network,)  # not as a module: its weights are those of the two
 
-    @property
-    def targets(self) -> Tensor:
-        """The mean of both target tables [N, K]."""
-        return (self.first.targets + self.second.targets) / 2
+    def target_rows(self, index: Tensor) -> Tensor:
+        """Return the mean of both networks' targets, index [B] -> [B, K]."""
+        return (self.first.target_rows(index) + self.second.target_rows(index)) / 2
 
     def training_step(
         self, images: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from elrcli.methods.table import SampleTables
 
 
-class SampleRecord(nn.Module):
+class SampleRecord(SampleTables):
     """Per-sample sums over the epochs, as buffers: N samples, K classes, E epochs.
 
     Rows of the training split hold predictions made while training on them; rows of the other
-    splits hold held-out predictions.
+    splits hold held-out predictions. The sums [N, K] are in the form of the targets, `table`.
     """
 
     per_sample = (
         "prob_sum",
+        "prob_sum_classes",
         "margin_sum",
         "visits",
         "agreements",
         "prediction",
         "given_prob",
         "held_out_sum",
+        "held_out_sum_classes",
     )
     prob_sum: Tensor  # [N, K] sum of predicted probabilities
     margin_sum: Tensor  # [N] sum of p(given) - max p(other)
@@ -31,18 +35,27 @@ class SampleRecord(nn.Module):
     held_out_sum: Tensor | None  # [N, K] as prob_sum, by networks that never trained on the sample
 
     def __init__(
-        self, num_samples: int, num_classes: int, epochs: int, *, held_out: bool = False
+        self,
+        num_samples: int,
+        num_classes: int,
+        epochs: int,
+        *,
+        held_out: bool = False,
+        table: str = "fp32",
+        on_host: bool = False,
     ) -> None:
-        super().__init__()
-        self.register_buffer("prob_sum", torch.zeros(num_samples, num_classes))
+        super().__init__(num_classes, table, on_host)
+        self.add_table("prob_sum", num_samples)
         self.register_buffer("margin_sum", torch.zeros(num_samples))
         self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
         self.register_buffer("agreements", torch.zeros(num_samples, dtype=torch.int32))
         self.register_buffer("prediction", torch.full((num_samples,), -1))
         history = torch.full((num_samples, epochs), torch.nan, dtype=torch.float16)
         self.register_buffer("given_prob", history)
-        held_out_sum = torch.zeros(num_samples, num_classes) if held_out else None
-        self.register_buffer("held_out_sum", held_out_sum)
+        if held_out:
+            self.add_table("held_out_sum", num_samples)
+        else:
+            self.register_buffer("held_out_sum", None)
 
     @torch.no_grad()
     def update(
@@ -57,11 +70,15 @@ class SampleRecord(nn.Module):
         given = probs.gather(1, labels[:, None])[:, 0]
         others = probs.scatter(1, labels[:, None], -1.0)
         predicted = probs.argmax(dim=1)
-        self.prob_sum[index] += probs
+        self._add("prob_sum", index, probs, labels)
         self.margin_sum[index] += given - others.amax(dim=1)
         self.visits[index] += 1
         self.agreements[index] += (predicted == labels).int()
         self.prediction[index] = predicted
         self.given_prob[index, epoch] = given.half()
         if self.held_out_sum is not None and held_out is not None:
-            self.held_out_sum[index] += held_out
+            self._add("held_out_sum", index, held_out, labels)
+
+    def _add(self, table: str, index: Tensor, probs: Tensor, labels: Tensor) -> None:
+        """Add predictions; an audit ranks by those of the given labels, which are always kept."""
+        self.write(table, index, self.read(table, index) + probs, always=labels)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def make_manifest() -> Manifest:
     )
 
 
-def make_state(visits: list[int], **tables: list[list[float]]) -> dict[str, object]:
+def make_state(visits: list[int], **tables: object) -> dict[str, Any]:
     record = {name: torch.tensor(table) for name, table in tables.items()}
     return {"record": record | {"visits": torch.tensor(visits, dtype=torch.int32)}}
 
@@ -88,6 +89,50 @@ def test_a_state_of_another_run_is_refused(tables):
 def test_predictions_that_are_no_probabilities_are_refused(line):
     with pytest.raises(RunError, match="no probabilities"):
         evidence_of_run(make_manifest(), make_state([4, 0, 2], prob_sum=[line, *SUMS[1:]]))
+
+
+def top_state(**changes: object) -> dict[str, Any]:
+    """Two entries of five classes; the others have 0.5, 0 and 0.75 together."""
+    entries = [[2.0, 1.5, 0.5], [0.0, 0.0, 0.0], [1.0, 0.25, 0.75]]
+    tables = {"prob_sum": entries, "prob_sum_classes": [[4, 0], [0, 0], [1, 2]], **changes}
+    state = make_state([4, 0, 2], **tables)
+    for name, dtype in (("prob_sum", torch.float16), ("prob_sum_classes", torch.int16)):
+        state["record"][name] = state["record"][name].to(dtype)
+    return state
+
+
+def test_the_largest_entries_of_a_line_and_the_sum_of_the_others():
+    manifest = replace(make_manifest(), classes=tuple("abcde"))
+    evidence = evidence_of_run(manifest, top_state())
+    assert evidence.classes == 5
+    expected = [[0.375, 0.5 / 12, 0.5 / 12, 0.5 / 12, 0.5], [0.125, 0.5, 0.125, 0.125, 0.125]]
+    np.testing.assert_allclose(evidence.belief(np.arange(2)), expected, rtol=1e-6)
+    assert evidence.belief(np.arange(2)).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prob_sum_classes": [[4, 0], [0, 0], [1, 5]]},
+        {"prob_sum_classes": [[4, 0], [0, 0], [1, -1]]},
+        {"prob_sum_classes": [[4, 0], [0, 0]]},
+        {"prob_sum_classes": [[4], [0], [1]]},
+        {"prob_sum_classes": [4, 0, 1]},
+        {"prob_sum": [2.0, 1.0, 0.5]},
+    ],
+)
+def test_largest_entries_that_do_not_fit_are_refused(changes):
+    manifest = replace(make_manifest(), classes=tuple("abcde"))
+    with pytest.raises(RunError, match="does not fit the manifest"):
+        evidence_of_run(manifest, top_state(**changes))
+
+
+def test_half_precision_is_worked_on_in_full():
+    state = make_state([4, 0, 2], prob_sum=SUMS)
+    state["record"]["prob_sum"] = state["record"]["prob_sum"].half()
+    evidence = evidence_of_run(make_manifest(), state)
+    assert evidence.belief(np.arange(2)).dtype == np.float32
+    np.testing.assert_allclose(evidence.belief(np.arange(2)), [[0.75, 0.25], [0.25, 0.75]])
 
 
 @pytest.mark.parametrize("visits", [3, [[1, 1, 1]]])

@@ -66,6 +66,8 @@ TRAIN_OPTIONS = [
     ("--workers", "0", "workers", 0),
     ("--device", "cuda:1", "device", "cuda:1"),
     ("--precision", "bf16", "precision", "bf16"),
+    ("--table", "top-k", "table", "top-k"),
+    ("--table-device", "host", "table_device", "host"),
     ("--compile", None, "compile", True),
     ("--no-compile", None, "compile", False),
     ("--sync-bn", None, "sync_bn", True),

@@ -148,6 +148,8 @@ PASSED_ON = [
     ("--checkpoint-minutes", "0", "checkpoint_minutes", 0.0),
     ("--sync-bn", None, "sync_bn", True),
     ("--no-sync-bn", None, "sync_bn", False),
+    ("--table", "top-k", "table", "top-k"),
+    ("--table-device", "host", "table_device", "host"),
     ("--compile", None, "compile", True),
     ("--no-compile", None, "compile", False),
     ("--seed", "7", "seed", 7),

@@ -108,7 +108,7 @@ def test_the_smallest_of_all_processes_counts(trial, monkeypatch):
     notes = Recorder()
     memory_for(monkeypatch, 8)
     settings = with_fitting_batch(
-        one.config, one.manifest, one.runtime, one.preprocessing, Two(0, 2), notes
+        one.config, one.manifest, one.runtime, one.preprocessing, Two(0, 2), notes, one.tables
     )
     assert (settings.batch_size, settings.accumulate) == (4, 4)
     assert notes.notes == [

@@ -248,8 +248,10 @@ def test_a_network_that_saw_nothing_counts_for_nothing():
         {"method": "elr-plus", "mixup": False},
         {"method": "elr-halves"},
         {"method": "sl"},
+        {"table": "fp16"},
+        {"table": "top-k", "table_device": "host"},
     ],
-    ids=lambda settings: settings.get("method", "elr"),
+    ids=lambda settings: settings.get("method", settings.get("table", "elr")),
 )
 def test_two_processes_compute_what_one_does(photos, tmp_path, settings):
     """With one step per epoch the batches are the same."""

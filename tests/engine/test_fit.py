@@ -945,6 +945,7 @@ def _with(name: str, value: object) -> Callable[[dict[str, Any]], None]:
         _with("part", {}),
         _with("part", 3),
         lambda state: state["record"].update(prob_sum=torch.zeros(5, 3)),
+        lambda state: state["record"].update(prob_sum=torch.zeros(24, 17)),
         lambda state: state["method"].update({"loss.targets": torch.zeros(24, 4)}),
         lambda state: state["method"].update({"network.fc.bias": [1.0]}),
     ],

@@ -126,6 +126,8 @@ SETTINGS = [
     {"method": "elr", "ema": True, "mixup": True},
     {"method": "elr-plus"},
     {"method": "elr", "optimizer": "adamw", "clip_grad": 1.0, "accumulate": 2},
+    {"method": "elr", "table": "fp16", "table_device": "host"},
+    {"method": "elr-plus", "table": "top-k", "table_device": "host"},
 ]
 
 

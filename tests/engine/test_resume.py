@@ -46,6 +46,9 @@ def part_of(run: Path) -> Any:
         ("epoch 1/2", 12, {"method": "elr-halves", "lam_ramp": 5, "workers": 1}),
         ("epoch 2/2", 8, {"method": "sop", "ema": True, "mixup": None, "cache": "disk"}),
         ("val", None, {}),
+        ("epoch 2/2", 12, {"table": "fp16", "table_device": "host"}),
+        ("epoch 2/2", 12, {"method": "elr-plus", "table": "top-k"}),
+        ("epoch 1/2", 12, {"method": "elr-halves", "table": "top-k", "table_device": "host"}),
     ],
 )
 def test_a_run_stopped_within_an_epoch_equals_an_uninterrupted_one(

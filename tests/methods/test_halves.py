@@ -48,8 +48,9 @@ def test_the_loss_is_the_sum_of_the_public_loss_on_each_half(images):
     expected = reference(logits[0], LABELS[FIRST], INDEX[FIRST])
     expected = expected + reference(logits[1], LABELS[SECOND], INDEX[SECOND])
     torch.testing.assert_close(result.loss, expected)
-    torch.testing.assert_close(one.targets, reference.targets)  # moved by the owner's prediction
-    assert not one.targets[3].any()  # the one sample that the batch leaves out
+    # moved by the owner's prediction
+    torch.testing.assert_close(one.loss.targets, reference.targets)
+    assert not one.loss.targets[3].any()  # the one sample that the batch leaves out
 
 
 def test_the_reported_losses_are_means_over_the_images(images):
@@ -211,7 +212,7 @@ def test_build_draws_the_halves_by_labels_and_seed():
     assert isinstance(built, TwoHalves)
     assert built.owner[trained].tolist() == draw_halves(labels[trained], 3).tolist()
     assert (built.loss.lam, built.loss.beta) == (5.0, 0.9)
-    assert built.targets.shape == (30, CLASSES)
+    assert built.loss.targets.shape == (30, CLASSES)
     assert built.prediction_network() is pair
     assert built.lam_ramp == 9
 

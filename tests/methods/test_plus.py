@@ -18,6 +18,7 @@ from elrcli.methods.plus import ELRPlus
 from tests.methods.pair import CLASSES, Pair, network
 
 LABELS, INDEX = torch.tensor([0, 1, 2, 1]), torch.tensor([5, 0, 3, 2])
+EVERYONE = torch.arange(6)
 
 
 def method(**settings: object) -> ELRPlus:
@@ -84,10 +85,10 @@ def test_two_steps_by_the_formulas(images):
                 mixed = momentum * tensor + (1 - momentum) * now
                 tensor.copy_(mixed if tensor.is_floating_point() else now)
 
-    torch.testing.assert_close(one.first.targets, tables[0])
-    torch.testing.assert_close(one.second.targets, tables[1])
-    assert not one.first.targets.allclose(one.second.targets)
-    torch.testing.assert_close(one.targets, (tables[0] + tables[1]) / 2)
+    torch.testing.assert_close(one.first.loss.targets, tables[0])
+    torch.testing.assert_close(one.second.loss.targets, tables[1])
+    assert not one.first.loss.targets.allclose(one.second.loss.targets)
+    torch.testing.assert_close(one.target_rows(EVERYONE), (tables[0] + tables[1]) / 2)
     for student, weight, average in zip((one.first, one.second), weights, averages, strict=True):
         for name, tensor in weight.state_dict().items():
             torch.testing.assert_close(student.network.state_dict()[name], tensor)
@@ -107,7 +108,7 @@ def test_held_out_predictions_move_both_tables():
     one = method()
     probs = torch.tensor([[0.5, 0.25, 0.25]])
     one.observe(probs, torch.tensor([4]))
-    for table in (one.first.targets, one.second.targets, one.targets):
+    for table in (one.first.loss.targets, one.second.loss.targets, one.target_rows(EVERYONE)):
         torch.testing.assert_close(table[4:5], 0.3 * probs)
 
 
@@ -156,7 +157,7 @@ def test_mixup_and_averages_can_be_left_out(images):
     step(one, images)
     for student, teacher in ((one.first, 1), (one.second, 0)):
         moved = 0.3 * network(teacher).eval()(images).softmax(dim=1)
-        torch.testing.assert_close(student.targets[INDEX], moved.detach())
+        torch.testing.assert_close(student.loss.targets[INDEX], moved.detach())
 
 
 def test_build_gives_both_the_same_settings():
@@ -166,4 +167,4 @@ def test_build_gives_both_the_same_settings():
         assert (student.loss.lam, student.loss.beta, student.lam_ramp) == (5.0, 0.9, 8)
         assert (student.mixup_alpha, student.weigh_labels) == (0.4, True)
         assert (student.average.decay, student.average.ramp_steps) == (0.5, 4)
-        assert student.targets.shape == (6, CLASSES)
+        assert student.loss.targets.shape == (6, CLASSES)

@@ -70,7 +70,7 @@ def test_a_step_is_the_public_loss_on_the_networks_logits(images):
     reference, logits = ELRLoss(6, CLASSES), network()(images)
     expected = reference(logits, LABELS, INDEX)
     torch.testing.assert_close(result.loss, expected)
-    torch.testing.assert_close(one.targets, reference.targets)
+    torch.testing.assert_close(one.loss.targets, reference.targets)
     torch.testing.assert_close(result.probs, logits.detach().softmax(dim=1))
     torch.testing.assert_close(result.cross_entropy + result.elr_term, result.loss.detach())
     assert not result.probs.requires_grad
@@ -84,7 +84,7 @@ def test_lambda_zero_is_cross_entropy_that_keeps_targets(images):
         result.loss, functional.cross_entropy(network()(images), LABELS), rtol=1e-6, atol=0
     )
     assert result.elr_term == 0
-    assert one.targets[INDEX].sum(dim=1) == pytest.approx([0.3] * 4)
+    assert one.target_rows(INDEX).sum(dim=1) == pytest.approx([0.3] * 4)
 
 
 def test_cross_entropy_equals_elr_of_weight_zero(images):
@@ -98,7 +98,7 @@ def test_build_reads_the_settings():
     assert (built.loss.lam, built.loss.beta, built.mixup_alpha) == (5.0, 0.9, 1.0)
     assert (built.lam_ramp, built.weigh_labels) == (8, True)
     assert (built.average.decay, built.average.ramp_steps) == (0.5, 4)
-    assert built.targets.shape == (6, CLASSES)
+    assert built.loss.targets.shape == (6, CLASSES)
     plain = build()
     assert plain.average is plain.mixup_alpha is None
 
@@ -163,7 +163,7 @@ def test_build_gives_every_method_its_loss(images):
 def test_held_out_predictions_move_targets():
     one = method()
     one.observe(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([4]))
-    torch.testing.assert_close(one.targets[4], 0.3 * torch.tensor([0.5, 0.25, 0.25]))
+    torch.testing.assert_close(one.loss.targets[4], 0.3 * torch.tensor([0.5, 0.25, 0.25]))
 
 
 def test_predict_uses_eval_mode_and_leaves_every_mode_as_it_was(images):
@@ -191,7 +191,7 @@ def test_mixup_by_the_formulas(images):
 
     reference = network().eval()(images).detach()
     moved = 0.3 * clamped_softmax(reference) / clamped_softmax(reference).sum(1, keepdim=True)
-    torch.testing.assert_close(one.targets[INDEX], moved)
+    torch.testing.assert_close(one.target_rows(INDEX), moved)
     torch.testing.assert_close(result.probs, reference.softmax(dim=1))
 
     logits = network().train()(share * images + (1 - share) * images[partner])
@@ -210,7 +210,7 @@ def test_mixed_labels_may_be_weighed_by_the_targets(images):
     mixed = draw()
     result = step(one, images)
     one_hot = functional.one_hot(LABELS, CLASSES).float()
-    soft = mixed.mix(one_hot) * mixed.mix(one.targets[INDEX])
+    soft = mixed.mix(one_hot) * mixed.mix(one.target_rows(INDEX))
     soft /= soft.sum(dim=1, keepdim=True)
     logits = network()(mixed.mix(images))
     torch.testing.assert_close(result.loss, -(soft * logits.log_softmax(dim=1)).sum(dim=1).mean())
@@ -223,7 +223,7 @@ def test_logits_of_another_network_may_move_the_targets(images):
         one = method(**options)
         result = one.training_step(images, LABELS, INDEX, generator(), reference)
         torch.testing.assert_close(result.probs, reference.softmax(dim=1))
-        torch.testing.assert_close(one.targets[INDEX], 0.3 * reference.softmax(dim=1))
+        torch.testing.assert_close(one.target_rows(INDEX), 0.3 * reference.softmax(dim=1))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -248,7 +248,7 @@ def test_targets_and_predictions_come_from_the_average(images):
     result = step(one, images)
     torch.testing.assert_close(one.predict(images), expected)
     torch.testing.assert_close(result.probs, expected.softmax(dim=1))
-    torch.testing.assert_close(one.targets[INDEX].argmax(dim=1), expected.argmax(dim=1))
+    torch.testing.assert_close(one.target_rows(INDEX).argmax(dim=1), expected.argmax(dim=1))
     assert one.prediction_network() is one.average.network
     assert method().prediction_network() is not None
 
