@@ -33,12 +33,23 @@ from coverage import Coverage
 from faults import faults
 
 ROOT = Path(__file__).parent.parent
-APPLY = ["tests/audit/test_apply.py", "tests/cli/test_apply.py", "tests/test_hostile.py"]
+HOSTILE = "tests/test_hostile.py::test_"
 MODULES = {
     "methods/elr": ["tests/methods/test_elr.py", "tests/methods/test_single.py"],
     "methods/record": ["tests/methods/test_record.py"],
-    "audit/apply": APPLY,
-    "audit/decisions": APPLY,
+    "audit/apply": [
+        "tests/audit/test_apply.py",
+        f"{HOSTILE}names_that_windows_gives_a_meaning_are_no_folders_there",
+        f"{HOSTILE}other_names_are_folders_everywhere",
+        f"{HOSTILE}names_that_lead_elsewhere_are_no_folders_anywhere",
+        f"{HOSTILE}classes_that_may_be_one_folder_are_refused",
+    ],
+    "audit/decisions": [
+        "tests/audit/test_apply.py",
+        f"{HOSTILE}any_decisions_are_read_or_refused",
+        f"{HOSTILE}probabilities_beyond_one_are_not_believed",
+        f"{HOSTILE}a_column_that_is_there_twice_is_refused",
+    ],
     "data/manifest": ["tests/data/test_manifest.py", "tests/data/test_bad_csv.py"],
 }
 WAIT = 300  # seconds for one fault, most of them perhaps spent on other programs
@@ -85,10 +96,10 @@ class Study:
         figures = read_figures(result, source, self._arguments.seed)
         figures |= {"faults": len(planted), "tests": MODULES[name]}
         outcomes: dict[str, str] = figures["outcomes"]
-        count = min(self._arguments.most, len(planted))
-        chosen = random.Random(self._arguments.seed).sample(range(len(planted)), count)
+        order = list(range(len(planted)))
+        random.Random(self._arguments.seed).shuffle(order)
         tests_of, seconds = self._trace(name, file, source)
-        for number in chosen:
+        for number in order[: self._arguments.most]:
             fault = planted[number]
             key = f"{number}/{fault.name}"
             if key in outcomes and not (self._arguments.again and outcomes[key] == "survived"):
@@ -146,7 +157,7 @@ class Study:
         self, name: str, file: Path, source: str
     ) -> tuple[dict[int, list[str]], dict[str, float]]:
         """Run the tests without a fault: who passes over which line ("" for all), and how long."""
-        tests = [test for test in self._items if test.partition("::")[0] in MODULES[name]]
+        tests = [test for test in self._items if test.startswith(tuple(MODULES[name]))]
         found = Path(tempfile.gettempdir()) / "lines.json"
         seconds = {}
 
@@ -228,11 +239,11 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ |= {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     names = [n for n in MODULES if arguments.only in (None, n.rpartition("/")[2])]
-    files = dict.fromkeys(file for name in names for file in MODULES[name])
+    tests = dict.fromkeys(test for name in names for test in MODULES[name])
     with tempfile.TemporaryDirectory(prefix="elr-mutation-") as temporary:
         tempfile.tempdir = temporary
         basetemp = f"--basetemp={temporary}/tests"
-        raise SystemExit(pytest.main([*OPTIONS, basetemp, *files], [Study(names, arguments)]))
+        raise SystemExit(pytest.main([*OPTIONS, basetemp, *tests], [Study(names, arguments)]))
 
 
 if __name__ == "__main__":

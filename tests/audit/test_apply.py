@@ -306,6 +306,13 @@ def test_csv_has_the_form_of_the_input(tmp_path: Path, manifest: Manifest):
     )
 
 
+def test_csv_has_the_usual_columns(tmp_path: Path, manifest: Manifest):
+    out = tmp_path / "corrected.csv"
+    write_csv(plan_corrections(manifest, None), out, with_split=True)
+    assert out.read_text().splitlines()[:2] == ["path,label,split", "images/1.png,cat,train"]
+    assert load_data(out, root=manifest.root).splits.tolist() == manifest.splits.tolist()
+
+
 def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):
     plan = plan_corrections(manifest, decisions(tmp_path))
     out = tmp_path / "corrected.csv"
@@ -435,9 +442,17 @@ def test_target_among_the_class_folders_of_a_split_is_refused(tmp_path: Path):
     plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
     with pytest.raises(DataError, match="would become a class"):
         write_folder(plan, tmp_path / "source/train/new", mode="copy", with_split=False)
-    beside = tmp_path / "source2"
+    beside = tmp_path / "source2"  # its name begins like the root
     write_folder(plan, beside, mode="copy", with_split=False)
     assert (beside / "cat/1.png").is_file()
+
+
+def test_class_names_deep_in_the_paths_are_no_class_folders(tmp_path: Path):
+    rows = [("by/day/cat/1.png", "cat", "train"), ("by/day/dog/2.png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    out = manifest.root / "fixed"
+    write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=False)
+    assert sorted(os.listdir(out)) == ["cat", "dog"]
 
 
 def test_twenty_missing_images_are_named(tmp_path: Path):

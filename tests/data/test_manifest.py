@@ -183,6 +183,20 @@ def test_missing_empty_and_flat_folders_say_what_to_do(tmp_path):
     assert ": images but no class sub-folders" in error_of(tmp_path)
 
 
+@pytest.mark.parametrize(("call", "folder"), [("scandir", "."), ("scandir", "b"), ("stat", "b")])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, call, folder):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    locked, real = str(tmp_path / folder), getattr(os, call)
+
+    def refuse(path: object, *args: object, **kwargs: object) -> object:
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(module.os, call, refuse)
+    assert error_of(tmp_path) == f"{locked}: cannot be listed (Permission denied)."
+
+
 def test_train_without_images_names_the_folder(tmp_path):
     touch(tmp_path, "train/1.png", "val/a/1.png")
     assert f"{tmp_path / 'train'}: images but no class sub-folders" in error_of(tmp_path)
@@ -425,6 +439,11 @@ def test_five_missing_files_are_listed(tmp_path):
     assert "7 of 7 files do not exist" in first
     assert places == [f"{csv_path}:{i + 2}: no such file: {i}.png" for i in range(5)]
     assert last == "and 2 more"
+
+
+def test_a_missing_file_in_a_missing_folder_has_no_hint(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\nno/a.png,x\nb.png,y\n", "b.png", "c.png")
+    assert error_of(csv_path).splitlines()[1:] == [f"{csv_path}:2: no such file: no/a.png"]
 
 
 def test_five_known_classes_are_listed(tmp_path):
