@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import hashlib
 import importlib
 import json
@@ -78,6 +79,7 @@ class Study:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Study one module after the other."""
         self._items = {item.nodeid: item for item in session.items}
+        gc.freeze()  # or every process copies the memory to look through it
         print(f"{'module':<18}{'faults':>8}{'tried':>8}{'found':>8}{'share':>8}", flush=True)
         for name in self._names:
             figures = self._study(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,8 +203,12 @@ def test_missing_column_and_missing_file_are_named(tmp_path: Path, manifest: Man
     with pytest.raises(DataError, match="cannot be read"):
         plan_corrections(manifest, file)
     file.write_text("path,label,decision\n")
-    with pytest.raises(DataError, match=r"decisions\.csv:1: no column 'new_label'"):
+    with pytest.raises(DataError) as caught:
         plan_corrections(manifest, file)
+    assert str(caught.value) == (
+        f"{file}:1: no column 'new_label'; there are: path, label, decision."
+        " The columns must be path,label,decision,new_label."
+    )
 
 
 @pytest.mark.parametrize(
@@ -381,6 +386,14 @@ def test_names_that_collide_get_numbers_and_unmoved_files_keep_theirs(tmp_path: 
     ]  # fmt: skip
 
 
+def test_names_with_capitals_get_numbers_too(tmp_path: Path):
+    rows = [(f"{name}/X.PNG", name[:3], "train") for name in ("cat1", "cat2", "cat3", "dog")]
+    plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
+    assert folder_targets(plan, with_split=False) == [
+        "cat/X.PNG", "cat/X-1.PNG", "cat/X-2.PNG", "dog/X.PNG",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../evil", "a\\b", "", "a\0b"])
 def test_class_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str):
     manifest = make_manifest(
@@ -442,6 +455,15 @@ def test_target_among_the_class_folders_of_a_split_is_refused(tmp_path: Path):
     plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
     with pytest.raises(DataError, match="would become a class"):
         write_folder(plan, tmp_path / "source/train/new", mode="copy", with_split=False)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "source")
+    with pytest.raises(DataError, match="would become a class"):
+        write_folder(
+            replace(plan, manifest=replace(plan.manifest, root=link)),
+            tmp_path / "source/new",
+            mode="copy",
+            with_split=False,
+        )
     beside = tmp_path / "source2"  # its name begins like the root
     write_folder(plan, beside, mode="copy", with_split=False)
     assert (beside / "cat/1.png").is_file()
@@ -467,6 +489,14 @@ def test_twenty_missing_images_are_named(tmp_path: Path):
     *named, last = str(caught.value).splitlines()
     assert named == [f"{manifest.root}/{i:02d}.png: no such file." for i in range(5, 25)]
     assert last == "and 2 more"
+
+
+def test_without_any_image_left_the_folder_is_empty(tmp_path: Path):
+    rows = [("1.png", "cat", "train"), ("2.png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    plan = plan_corrections(manifest, decisions(tmp_path, "1.png,cat,remove,", "2.png,dog,remove,"))
+    write_folder(plan, tmp_path / "out", mode="copy", with_split=False)
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_missing_images_are_named_before_anything_is_written(tmp_path: Path, manifest: Manifest):
