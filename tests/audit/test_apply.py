@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,33 @@ def test_a_class_that_loses_all_samples_is_named(tmp_path: Path, manifest: Manif
     assert plan.emptied == ("cow",)
 
 
+def test_emptied_classes_are_in_the_order_of_the_classes(tmp_path: Path, manifest: Manifest):
+    lines = [f"images/{i}.png,{name},remove," for i, name in ((5, "cow"), (1, "cat"), (2, "cat"))]
+    assert plan_corrections(manifest, decisions(tmp_path, *lines)).emptied == ("cat", "cow")
+
+
+def test_a_decision_may_repeat_the_given_label_and_leave_cells_out(
+    tmp_path: Path, manifest: Manifest
+):
+    file = decisions(
+        tmp_path,
+        "images/1.png, cat , keep ,cat",
+        "images/2.png,cat,unsure",  # no cell for new_label
+        " , ,",
+        "images/3.png,dog,relabel, cow ",
+        "images/3.png,dog,relabel,cow",
+    )
+    plan = plan_corrections(manifest, file)
+    assert plan.decided == {"keep": 1, "unsure": 1, "relabel": 1}
+    assert plan.changes == (Change("images/3.png", "dog", "cow", "reviewed: relabel"),)
+
+
+def test_two_new_labels_for_one_sample_are_refused(tmp_path: Path, manifest: Manifest):
+    file = decisions(tmp_path, "images/1.png,cat,relabel,dog", "images/1.png,cat,relabel,cow")
+    with pytest.raises(DataError, match=r":3: 'images/1\.png' is decided otherwise on line 2"):
+        plan_corrections(manifest, file)
+
+
 def test_every_bad_line_is_in_one_error_with_its_number(tmp_path: Path, manifest: Manifest):
     file = decisions(
         tmp_path,
@@ -147,6 +175,22 @@ def test_very_many_bad_lines_are_counted(tmp_path: Path, manifest: Manifest):
         plan_corrections(manifest, file)
 
 
+def test_twenty_bad_lines_are_listed(tmp_path: Path, manifest: Manifest):
+    for count, last in ((20, ":21: 'no/19.png' is not a path of this run"), (21, "and 1 more")):
+        file = decisions(tmp_path, *(f"no/{i}.png,cat,keep," for i in range(count)))
+        with pytest.raises(DataError) as caught:
+            plan_corrections(manifest, file)
+        lines = str(caught.value).splitlines()
+        assert len(lines) == count
+        assert lines[-1].endswith(last)
+
+
+def test_reading_stops_after_a_thousand_bad_lines(tmp_path: Path, manifest: Manifest):
+    rows = (f"no/{i}.png,cat,keep," for i in range(3000))
+    with pytest.raises(DataError, match="and at least 980 more"):
+        plan_corrections(manifest, decisions(tmp_path, *rows))
+
+
 def test_a_spreadsheets_csv_is_read(tmp_path: Path, manifest: Manifest):
     file = tmp_path / "decisions.csv"
     text = "path;label;decision;new_label\r\nimages/1.png;cat;relabel;dog\r\n;;;\r\n"
@@ -159,8 +203,12 @@ def test_missing_column_and_missing_file_are_named(tmp_path: Path, manifest: Man
     with pytest.raises(DataError, match="cannot be read"):
         plan_corrections(manifest, file)
     file.write_text("path,label,decision\n")
-    with pytest.raises(DataError, match=r"decisions\.csv:1: no column 'new_label'"):
+    with pytest.raises(DataError) as caught:
         plan_corrections(manifest, file)
+    assert str(caught.value) == (
+        f"{file}:1: no column 'new_label'; there are: path, label, decision."
+        " The columns must be path,label,decision,new_label."
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,10 +256,24 @@ def test_accept_above_takes_sure_suggestions_that_nobody_reviewed(
     assert labels_of(alone)["images/1.png"] == "dog"
 
 
+@pytest.mark.parametrize(("accept_above", "accepted"), [(0.0, ["1", "2", "3"]), (1.0, ["3"])])
+def test_accept_above_may_be_nought_or_one(
+    tmp_path: Path, manifest: Manifest, accept_above: float, accepted: list[str]
+):
+    cells = ["cat,dog,0,0", "cat,cow,0,0.5", "dog,cow,0,1", "dog,cat,0,"]
+    lines = (f"1,images/{i}.png,train,{row},1" for i, row in enumerate(cells, start=1))
+    plan = plan_corrections(
+        manifest, None, audit_csv=audit_csv(tmp_path, *lines), accept_above=accept_above
+    )
+    assert [change.path for change in plan.changes] == [f"images/{i}.png" for i in accepted]
+
+
 def test_accept_above_refuses_what_it_cannot_use(tmp_path: Path, manifest: Manifest):
     audit = audit_csv(tmp_path, "1,images/1.png,train,dog,cat,0.9,0.9,1", "2,no.png,,cat,cat,1,x,1")
     with pytest.raises(ConfigError, match=r"--accept-above 1\.5"):
         plan_corrections(manifest, None, audit_csv=audit, accept_above=1.5)
+    with pytest.raises(ConfigError, match=r"--accept-above -0\.1"):
+        plan_corrections(manifest, None, audit_csv=audit, accept_above=-0.1)
     with pytest.raises(ConfigError, match="Run `elr audit` first"):
         plan_corrections(manifest, None, accept_above=0.9)
     with pytest.raises(DataError, match="Run `elr audit`"):
@@ -249,6 +311,13 @@ def test_csv_has_the_form_of_the_input(tmp_path: Path, manifest: Manifest):
     )
 
 
+def test_csv_has_the_usual_columns(tmp_path: Path, manifest: Manifest):
+    out = tmp_path / "corrected.csv"
+    write_csv(plan_corrections(manifest, None), out, with_split=True)
+    assert out.read_text().splitlines()[:2] == ["path,label,split", "images/1.png,cat,train"]
+    assert load_data(out, root=manifest.root).splits.tolist() == manifest.splits.tolist()
+
+
 def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):
     plan = plan_corrections(manifest, decisions(tmp_path))
     out = tmp_path / "corrected.csv"
@@ -260,6 +329,16 @@ def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):
         write_csv(plan, out, with_split=False)
     with pytest.raises(ConfigError, match=r"must end in \.csv"):
         write_csv(plan, tmp_path / "corrected.txt", with_split=False)
+
+
+def test_csv_is_not_written_through_a_dangling_link(tmp_path: Path, manifest: Manifest):
+    for name in ("fixed.CSV", "fixed.changes.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DataError, match=f"{name}: exists"):
+            write_csv(plan_corrections(manifest, None), tmp_path / "fixed.CSV", with_split=False)
+        (tmp_path / name).unlink()
+    write_csv(plan_corrections(manifest, None), tmp_path / "fixed.CSV", with_split=False)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 # --- folders ---
@@ -307,6 +386,14 @@ def test_names_that_collide_get_numbers_and_unmoved_files_keep_theirs(tmp_path: 
     ]  # fmt: skip
 
 
+def test_names_with_capitals_get_numbers_too(tmp_path: Path):
+    rows = [(f"{name}/X.PNG", name[:3], "train") for name in ("cat1", "cat2", "cat3", "dog")]
+    plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
+    assert folder_targets(plan, with_split=False) == [
+        "cat/X.PNG", "cat/X-1.PNG", "cat/X-2.PNG", "dog/X.PNG",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../evil", "a\\b", "", "a\0b"])
 def test_class_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str):
     manifest = make_manifest(
@@ -349,6 +436,69 @@ def test_target_among_class_folders_is_refused(tmp_path: Path):
         write_folder(plan, manifest.root / "fixed", mode="copy", with_split=False)
 
 
+@pytest.mark.parametrize("target", ["out", "new/deep/out"])
+def test_target_in_a_root_without_class_folders_may_be_anywhere(
+    tmp_path: Path, manifest: Manifest, target: str
+):
+    out = manifest.root / target
+    log = write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=True)
+    assert sorted(os.listdir(out)) == ["train", "val"]
+    assert (out / "val/dog/4.png").read_bytes() == b"images/4.png"
+    assert log == out.with_name("out.changes.csv")
+    assert sorted(os.listdir(out.parent)) == sorted(
+        {"out", "out.changes.csv"} | ({"images"} if target == "out" else set())
+    )
+
+
+def test_target_among_the_class_folders_of_a_split_is_refused(tmp_path: Path):
+    rows = [("train/cat/1.png", "cat", "train"), ("val/dog/2.png", "dog", "val")]
+    plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
+    with pytest.raises(DataError, match="would become a class"):
+        write_folder(plan, tmp_path / "source/train/new", mode="copy", with_split=False)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "source")
+    with pytest.raises(DataError, match="would become a class"):
+        write_folder(
+            replace(plan, manifest=replace(plan.manifest, root=link)),
+            tmp_path / "source/new",
+            mode="copy",
+            with_split=False,
+        )
+    beside = tmp_path / "source2"  # its name begins like the root
+    write_folder(plan, beside, mode="copy", with_split=False)
+    assert (beside / "cat/1.png").is_file()
+
+
+def test_class_names_deep_in_the_paths_are_no_class_folders(tmp_path: Path):
+    rows = [("by/day/cat/1.png", "cat", "train"), ("by/day/dog/2.png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    out = manifest.root / "fixed"
+    write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=False)
+    assert sorted(os.listdir(out)) == ["cat", "dog"]
+
+
+def test_twenty_missing_images_are_named(tmp_path: Path):
+    rows = [(f"{i:02d}.png", ("cat", "dog")[i % 2], "train") for i in range(30)]
+    manifest = make_manifest(tmp_path / "source", rows)
+    for row in range(5, 27):
+        manifest.file(row).unlink()
+    with pytest.raises(DataError) as caught:
+        write_folder(
+            plan_corrections(manifest, None), tmp_path / "out", mode="copy", with_split=False
+        )
+    *named, last = str(caught.value).splitlines()
+    assert named == [f"{manifest.root}/{i:02d}.png: no such file." for i in range(5, 25)]
+    assert last == "and 2 more"
+
+
+def test_without_any_image_left_the_folder_is_empty(tmp_path: Path):
+    rows = [("1.png", "cat", "train"), ("2.png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    plan = plan_corrections(manifest, decisions(tmp_path, "1.png,cat,remove,", "2.png,dog,remove,"))
+    write_folder(plan, tmp_path / "out", mode="copy", with_split=False)
+    assert os.listdir(tmp_path / "out") == []
+
+
 def test_missing_images_are_named_before_anything_is_written(tmp_path: Path, manifest: Manifest):
     manifest.file(2).unlink()
     with pytest.raises(DataError, match=r"3\.png: no such file"):
@@ -373,6 +523,20 @@ def test_failure_midway_leaves_nothing(
         write_folder(
             plan_corrections(manifest, None), tmp_path / "out", mode="hardlink", with_split=False
         )
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_a_full_disk_has_no_other_mode_as_remedy(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    def copy(source: Path, place: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copy2", copy)
+    out = tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=False)
+    assert str(caught.value) == f"{out}: cannot be written (No space left on device)."
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 

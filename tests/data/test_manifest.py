@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from elrcli.data import manifest as module
 from elrcli.data.manifest import (
+    MOST_PROBLEMS,
     Manifest,
     StringTable,
     draw_validation,
     is_inside,
+    listed,
     load_data,
     manifest_text,
     natural_key,
@@ -64,8 +66,14 @@ def test_string_table_gives_back_its_strings(strings):
 
 def test_string_table_keeps_bytes_that_are_not_utf8():
     assert StringTable(["a", "b\udcff.png"])[-1] == "b\udcff.png"
-    with pytest.raises(IndexError):
-        StringTable(["a"])[1]
+
+
+def test_string_table_counts_from_both_ends():
+    table = StringTable(["a", "", "c"])
+    assert [table[i] for i in (0, 2, -1, -3)] == ["a", "c", "c", "a"]
+    for i in (3, -4):
+        with pytest.raises(IndexError, match=f"row {i} of 3"):
+            table[i]
 
 
 def test_natural_order_counts_numbers():
@@ -132,6 +140,11 @@ def test_train_may_also_be_a_class(tmp_path):
     assert load_data(tmp_path).classes == ("bus", "train")
 
 
+def test_without_train_the_names_of_splits_are_classes(tmp_path):
+    touch(tmp_path, "val/1.png", "test/2.png")
+    assert load_data(tmp_path).classes == ("test", "val")
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path):
     touch(tmp_path, "train/a/1.png", "val/a/1.png", "valid/b/1.png")
     assert "more than one folder for the same split (train, val, valid)" in error_of(tmp_path)
@@ -189,11 +202,36 @@ def test_links_in_a_csv_that_lead_out_are_refused_unless_asked_for(tmp_path):
     assert len(load_data(csv, follow_links=True)) == 4
 
 
+def test_no_link_takes_the_place_of_what_it_leads_to(tmp_path):
+    touch(tmp_path / "data", "a/real/1.png", "b/2.png")
+    touch(tmp_path, "elsewhere/3.png")
+    (tmp_path / "data/a/first").symlink_to(tmp_path / "data/a/real")
+    for name in ("two", "one", "three"):
+        (tmp_path / "data/b" / name).symlink_to(tmp_path / "elsewhere")
+    # of several links to one folder, the first by name
+    manifest = load_data(tmp_path / "data", follow_links=True)
+    assert list(manifest.paths) == ["a/real/1.png", "b/2.png", "b/one/3.png"]
+
+
 def test_missing_empty_and_flat_folders_say_what_to_do(tmp_path):
     assert "no such file or folder" in error_of(tmp_path / "nowhere")
     assert f"{tmp_path}: no images found. Put images into" in error_of(tmp_path)
     touch(tmp_path, "1.png", "2.png")
     assert ": images but no class sub-folders" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(("call", "folder"), [("scandir", "."), ("scandir", "b"), ("stat", "b")])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, call, folder):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    locked, real = str(tmp_path / folder), getattr(os, call)
+
+    def refuse(path: object, *args: object, **kwargs: object) -> object:
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(module.os, call, refuse)
+    assert error_of(tmp_path) == f"{locked}: cannot be listed (Permission denied)."
 
 
 def test_train_without_images_names_the_folder(tmp_path):
@@ -215,10 +253,22 @@ def test_given_classes_refuse_other_folders(tmp_path):
     assert message == f"{tmp_path}: unknown class 'catt'. Did you mean 'cat'?"
 
 
-def test_csv_options_are_refused_for_a_folder(tmp_path):
+def test_unknown_folders_are_listed_in_natural_order(tmp_path):
+    touch(tmp_path, "a10/1.png", "a2/1.png", "dog/1.png")
+    assert error_of(tmp_path, classes=["dog", "cow"]) == (
+        f"{tmp_path}: unknown class 'a2'. Known: cow, dog.\n"
+        f"{tmp_path}: unknown class 'a10'. Known: cow, dog."
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["root", "path_column", "label_column", "split_column", "truth_column"]
+)
+def test_csv_options_are_refused_for_a_folder(tmp_path, name):
     touch(tmp_path, "a/1.png", "b/1.png")
-    assert "--truth-column needs a CSV file" in error_of(tmp_path, truth_column="true")
-    assert "--root needs a CSV file" in error_of(tmp_path, root=tmp_path)
+    option = f"--{name.replace('_', '-')}"
+    message = error_of(tmp_path, **{name: "x"})
+    assert message == f"{tmp_path} is a folder, but {option} needs a CSV file. Leave it out."
 
 
 def test_file_names_that_are_not_utf8_survive(tmp_path):
@@ -278,6 +328,13 @@ def test_delimiters_line_ends_and_byte_order_marks(tmp_path, delimiter, newline,
 def test_only_the_header_decides_the_delimiter(tmp_path):
     csv_path = write_csv(tmp_path, "path,label\na;1.png,x;y;z\nb.png,c\n", "a;1.png", "b.png")
     assert labels_by_path(load_data(csv_path)) == {"a;1.png": "x;y;z", "b.png": "c"}
+
+
+def test_the_delimiter_is_the_one_that_gives_the_path_column(tmp_path):
+    csv_path = write_csv(tmp_path, "path;label;x,y,z,w\na.png;1;\nb.png;2;\n", "a.png", "b.png")
+    assert labels_by_path(load_data(csv_path)) == {"a.png": "1", "b.png": "2"}
+    message = error_of(write_csv(tmp_path, "file;label;x,y\n"))
+    assert "no column 'path'; there are: file, label, x,y." in message
 
 
 def test_quoted_newlines_keep_line_numbers_right(tmp_path):
@@ -372,6 +429,26 @@ def test_a_path_in_two_splits_is_refused(tmp_path):
     assert "has split 'train' on line 2 and 'val' here" in message
 
 
+def test_a_path_with_two_true_labels_is_refused(tmp_path):
+    text = "path,label,true\na.png,x,x\nb.png,y,y\na.png,x,y\n"
+    csv_path = write_csv(tmp_path, text, "a.png", "b.png")
+    assert error_of(csv_path, truth_column="true") == (
+        f"{csv_path}:4: 'a.png' has true label 'x' on line 2 and 'y' here."
+        " Keep one of the two lines."
+    )
+
+
+def test_absolute_paths_may_go_through_a_link_to_the_root(tmp_path):
+    images = touch(tmp_path / "images", "a.png", "sub/b.png")
+    (tmp_path / "link").symlink_to(images)
+    text = f"path,label\n{images}/a.png,x\n{tmp_path}/link/sub/b.png,y\n"
+    manifest = load_data(write_csv(tmp_path, text), root=tmp_path / "link")
+    assert list(manifest.paths) == ["a.png", "sub/b.png"]
+    assert manifest.root == tmp_path / "link"
+    beside = write_csv(tmp_path, f"path,label\n{images}2/a.png,x\n")
+    assert "lies outside" in error_of(beside, root=images)
+
+
 def test_absolute_paths_inside_the_root_become_relative(tmp_path):
     text = f"path,label\n{tmp_path}/a.png,x\nb.png,y\n"
     csv_path = write_csv(tmp_path, text, "a.png", "b.png")
@@ -391,6 +468,40 @@ def test_root_moves_the_paths(tmp_path):
         f"{csv_path}:3: no such file: b.png",
     ]
     assert "Check --root" in error_of(csv_path, root=tmp_path / "nowhere")
+
+
+def test_five_missing_files_are_listed(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\n" + "".join(f"{i}.png,x\n" for i in range(7)))
+    first, *places, last = error_of(csv_path).splitlines()
+    assert "7 of 7 files do not exist" in first
+    assert places == [f"{csv_path}:{i + 2}: no such file: {i}.png" for i in range(5)]
+    assert last == "and 2 more"
+
+
+def test_a_missing_file_in_a_missing_folder_has_no_hint(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\nno/a.png,x\nb.png,y\n", "b.png", "c.png")
+    assert error_of(csv_path).splitlines()[1:] == [f"{csv_path}:2: no such file: no/a.png"]
+
+
+def test_five_known_classes_are_listed(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\na.png,xyz\n", "a.png")
+    assert error_of(csv_path, classes=[*"gfedcba"]) == (
+        f"{csv_path}:2: unknown class 'xyz'. Known: a, b, c, d, e."
+    )
+
+
+@pytest.mark.parametrize(
+    ("problems", "count", "expected"),
+    [
+        (["a", "b"], None, "a\nb"),
+        (["a", "b", "c"], None, "a\nb\nand 1 more"),
+        (["a", "b"], 5, "a\nb\nand 3 more"),
+        (["a"] * MOST_PROBLEMS, None, "a\na\nand at least 998 more"),
+        (["a"] * MOST_PROBLEMS, MOST_PROBLEMS, "a\na\nand 998 more"),
+    ],
+)
+def test_a_message_lists_the_first_problems(problems, count, expected):
+    assert listed(problems, count, shown=2) == expected
 
 
 def test_given_classes_refuse_other_labels_by_line(tmp_path):
@@ -450,6 +561,22 @@ def test_validation_is_stratified():
     assert drawn.paths is manifest.paths
 
 
+@pytest.mark.parametrize(
+    ("counts", "fraction", "drawn"),
+    [
+        ([10, 5], 0.25, [3, 1]),  # 2.5 and 1.25 of 4: the larger remainder is rounded up
+        ([5, 10], 0.25, [1, 3]),
+        ([1, 9], 0.5, [0, 5]),  # the only one stays in train
+        ([2, 2], 0.9, [1, 1]),
+        ([30, 3], 0.01, [1, 0]),  # at least one in all
+    ],
+)
+def test_validation_by_largest_remainders(counts, fraction, drawn):
+    manifest = manifest_of([label for label, count in enumerate(counts) for _ in range(count)])
+    val = draw_validation(manifest, fraction, seed=0)
+    assert np.bincount(val.labels[val.rows("val")], minlength=2).tolist() == drawn
+
+
 def test_validation_depends_on_the_seed_alone():
     manifest = manifest_of([0] * 100 + [1] * 50)
     first, again = (draw_validation(manifest, 0.2, seed=3).rows("val") for _ in range(2))
@@ -491,6 +618,8 @@ def test_test_rows_stay_and_val_rows_are_respected():
     assert draw_validation(plain, 0.0, seed=0) is plain
     with pytest.raises(ConfigError, match="below 1"):
         draw_validation(plain, 1.0, seed=0)
+    with pytest.raises(ConfigError, match="at least 0"):
+        draw_validation(plain, -0.1, seed=0)
 
 
 # --- manifest.csv ---
@@ -561,6 +690,14 @@ def test_manifest_csv_is_plain_and_readable():
     assert manifest_text(manifest) == (
         "path,label,split\n000000.png,a,train\n000001.png,b,val\n000002.png,b,test\n"
     )
+
+
+def test_a_manifest_read_back_has_an_absolute_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("manifest.csv").write_text("path,label,split\na,x,val\n")
+    manifest = read_manifest(Path("manifest.csv"), Path("images"), ["x"])
+    assert manifest.root == tmp_path / "images"
+    assert manifest.has_val
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ def test_state_dict_holds_the_targets():
     other = ELRLoss(3, 2)
     other.load_state_dict(loss_fn.state_dict())
     assert other.targets.equal(loss_fn.targets)
+    assert ELRLoss.per_sample == ("targets",)  # one row a sample: what processes share out
 
 
 def test_print_shows_the_settings():

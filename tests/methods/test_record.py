@@ -46,6 +46,12 @@ def test_everything_is_in_the_state_dict():
     }
 
 
+def test_every_buffer_is_shared_out_by_sample():
+    record = SampleRecord(2, 3, epochs=4, held_out=True)
+    assert set(record.per_sample) == set(record.state_dict())
+    assert {len(tensor) for tensor in record.state_dict().values()} == {2}
+
+
 def test_held_out_predictions_are_summed_beside_the_others():
     record = SampleRecord(3, 2, epochs=2, held_out=True)
     index, labels = torch.tensor([2, 0]), torch.tensor([0, 1])
@@ -56,6 +62,7 @@ def test_held_out_predictions_are_summed_beside_the_others():
     assert record.held_out_sum.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.5, 1.5]]
     assert record.prob_sum.tolist() == [[0.0, 2.0], [0.0, 0.0], [2.0, 0.0]]
     assert record.prediction.tolist() == [1, -1, 0]  # of the network that trains
+    assert record.agreements.tolist() == [2, 0, 2]
 
 
 def test_without_a_second_judge_nothing_is_held_out():
