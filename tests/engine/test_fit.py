@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import gc
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -983,10 +985,24 @@ def test_a_config_that_does_not_fit_is_a_run_error(run_copy, part, value, error)
         resume(run_copy.path)
 
 
-def test_curves_are_drawn_while_training(train, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_CURVES", 0.0)
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 2, 3]), (1e9, [1, 3])])
+def test_curves_are_drawn_while_training(train, monkeypatch, seconds, expected):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CURVES", seconds)
     drawn = []
     original = plots.curves_svg
     monkeypatch.setattr(plots, "curves_svg", lambda rows: drawn.append(len(rows)) or original(rows))
     train(epochs=3)
-    assert drawn == [1, 2, 3]
+    assert drawn == expected
+
+
+def test_nothing_of_a_picture_stays_in_memory(train, monkeypatch):
+    figures = weakref.WeakSet()
+    original = plots.svg
+    monkeypatch.setattr(plots, "svg", lambda figure: figures.add(figure) or original(figure))
+    monkeypatch.setattr(module, "curves_svg", plots.curves_svg)
+    gc.disable()
+    try:
+        train(epochs=2)
+    finally:
+        gc.enable()
+    assert len(figures) == 0
