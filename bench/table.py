@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from elrcli.audit.evidence import Evidence, TopTable
+from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
 from elrcli.audit.ranking import rank_labels
 from elrcli.audit.scores import ranking_figures
 from elrcli.methods import table
@@ -52,8 +53,8 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=20, help="loss: training images")
     parser.add_argument("--epochs", type=int, default=15, help="loss: of each training")
     parser.add_argument("--noise", default="sym40", help="loss: kind of wrong labels")
-    parser.add_argument("--seeds", default="0,1,2", help="loss: of data and trainings")
-    parser.add_argument("--kept", default="4,8,16,32", help="loss: entries of a row")
+    parser.add_argument("--seeds", default="0,1", help="loss: of data and trainings")
+    parser.add_argument("--kept", default="4,16", help="loss: entries of a row")
     parser.add_argument("--out", type=Path, help="folder for the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -127,16 +128,16 @@ def loss(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     forms = ["fp32", "fp16", *map(int, args.kept.split(","))]
     data = numbers(args.per_class, args.noise, seed)
     keepers = {form: Keeper.make(form, len(data.labels), args.epochs) for form in forms}
-    accuracy = train(data, keepers["fp32"], args.epochs, seed, list(keepers.values()))
+    accuracy, near = train(data, keepers["fp32"], args.epochs, seed, list(keepers.values()))
     same = {
-        named(form): differences(keeper, keepers["fp32"]) | audited(data, keeper)
+        named(form): differences(keeper, keepers["fp32"]) | audited(data, keeper, near)
         for form, keeper in keepers.items()
     }
-    trained = {"fp32": {"accuracy": accuracy, **audited(data, keepers["fp32"])}}
+    trained = {"fp32": {"accuracy": accuracy, **audited(data, keepers["fp32"], near)}}
     for form in forms[1:]:
         keeper = Keeper.make(form, len(data.labels), args.epochs)
-        accuracy = train(data, keeper, args.epochs, seed, [keeper])
-        trained[named(form)] = {"accuracy": accuracy, **audited(data, keeper)}
+        accuracy, near = train(data, keeper, args.epochs, seed, [keeper])
+        trained[named(form)] = {"accuracy": accuracy, **audited(data, keeper, near)}
     return {
         "classes": CLASSES,
         "images": len(data.labels),
@@ -219,8 +220,13 @@ def entries_kept(form: str | int) -> Iterator[str]:
     table.TOP = usual
 
 
-def train(data: Numbers, leader: Keeper, epochs: int, seed: int, keepers: list[Keeper]) -> float:
-    """Train by the targets of `leader`, tell all `keepers`; return the accuracy on the tests."""
+def train(
+    data: Numbers, leader: Keeper, epochs: int, seed: int, keepers: list[Keeper]
+) -> tuple[float, np.ndarray]:
+    """Train by the targets of `leader` and tell all `keepers`.
+
+    Returns the accuracy on the tests, and the neighbours [N, k] of the samples.
+    """
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, CLASSES))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.003)
@@ -243,7 +249,8 @@ def train(data: Numbers, leader: Keeper, epochs: int, seed: int, keepers: list[K
                 tell(keepers, leader, logits, data.labels[part], part, epoch)
     with torch.no_grad():
         right = network(data.test_inputs).argmax(dim=1) == data.test_labels
-    return round(float(right.float().mean()), 4)
+        space = FeatureSpace.of(network[:2](data.inputs).numpy())
+    return round(float(right.float().mean()), 4), neighbourhoods(space, CLASSES)
 
 
 def tell(
@@ -280,14 +287,18 @@ def differences(keeper: Keeper, exact: Keeper) -> dict[str, float]:
     }
 
 
-def audited(data: Numbers, keeper: Keeper) -> dict[str, float]:
-    """Return how well the audit, without neighbours, ranks the planted errors."""
+def audited(data: Numbers, keeper: Keeper, neighbours: np.ndarray) -> dict[str, float]:
+    """Return how well the audit ranks the planted errors."""
     record = keeper.record
     seen: Any = record.prob_sum.numpy()
     if record.form == "top-k":
         seen = TopTable(seen, record.prob_sum_classes.numpy(), CLASSES)
     evidence = Evidence(
-        np.arange(len(data.labels)), data.labels.numpy(), data.held_out.numpy(), seen
+        np.arange(len(data.labels)),
+        data.labels.numpy(),
+        data.held_out.numpy(),
+        seen,
+        neighbours=neighbours,
     )
     result = rank_labels(evidence, 0.5).result
     wrong = (data.labels != data.truth).numpy()[result.rows]
