@@ -36,7 +36,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 coverage: $(READY)
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n 2
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --show-missing --skip-covered
 

@@ -193,7 +193,7 @@ def test_reading_stops_after_a_thousand_bad_lines(tmp_path: Path, manifest: Mani
 
 def test_a_spreadsheets_csv_is_read(tmp_path: Path, manifest: Manifest):
     file = tmp_path / "decisions.csv"
-    text = "path;label;decision;new_label\r\nimages/1.png;cat;relabel;dog\r\n;;;\r\n"
+    text = "path; label ;decision;new_label\r\nimages/1.png;cat;relabel;dog\r\n;;;\r\n"
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert labels_of(plan_corrections(manifest, file))["images/1.png"] == "dog"
 
