@@ -147,7 +147,8 @@ def test_state_dict_holds_the_targets():
     other = ELRLoss(3, 2)
     other.load_state_dict(loss_fn.state_dict())
     assert other.targets.equal(loss_fn.targets)
-    assert ELRLoss.per_sample == ("targets",)  # one row a sample: what processes share out
+    # one row a sample: what processes share out
+    assert ELRLoss.per_sample == ("targets", "targets_classes")
 
 
 def test_print_shows_the_settings():
