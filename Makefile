@@ -10,7 +10,7 @@ help:
 	@echo "make test      check everything: lint, format, types, import rules, tests"
 	@echo "make demo      the whole story on handwritten digits, on the CPU"
 	@echo "make format    fix formatting and what ruff can fix"
-	@echo "make coverage  run the tests and report the lines they miss"
+	@echo "make coverage  run the tests and report the lines they miss; under 92% is an error"
 	@echo "make venv      only create .venv"
 	@echo "make clean     remove .venv and caches"
 

@@ -234,6 +234,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, call, fo
     assert error_of(tmp_path) == f"{locked}: cannot be listed (Permission denied)."
 
 
+def test_folders_named_like_images_are_no_loose_images(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    touch(tmp_path, "notes.txt")
+    assert f"{tmp_path}: no images found." in error_of(tmp_path)
+
+
 def test_train_without_images_names_the_folder(tmp_path):
     touch(tmp_path, "train/1.png", "val/a/1.png")
     assert f"{tmp_path / 'train'}: images but no class sub-folders" in error_of(tmp_path)
@@ -377,7 +383,7 @@ def test_columns_by_other_names(tmp_path):
 
 
 def test_classes_come_from_labels_and_truth_together(tmp_path):
-    text = "path,label,true\na.png,x,w\nb.png,x,x\n"
+    text = "path,label,true\na.png,x, w \nb.png,x,x\n"
     manifest = load_data(write_csv(tmp_path, text, "a.png", "b.png"), truth_column="true")
     assert manifest.classes == ("w", "x")
     assert manifest.labels.tolist() == [1, 1]
