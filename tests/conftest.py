@@ -21,7 +21,7 @@ def _one_torch_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts_arrive() -> None:
-    """A shell lets its background jobs ignore Ctrl-C, and so would the programs that tests start."""
+    """A shell lets background jobs ignore Ctrl-C, and so would the programs that tests start."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
