@@ -317,13 +317,3 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path):
     write_text(tmp_path / "f", "ours")
     assert (tmp_path / "other").read_text() == "theirs"
     assert (tmp_path / "f").read_text() == "ours"
-
-
-def test_a_full_disk_is_noticed_at_the_lock(tmp_path, monkeypatch):
-    def refuse(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("elrcli.run.os.write", refuse)
-    message = r"run/lock: cannot be written \(No space left on device\)\.$"
-    with pytest.raises(RunError, match=message), RunFolder(tmp_path / "run").locked():
-        raise AssertionError("not locked")

@@ -213,7 +213,7 @@ def test_resume_takes_no_other_setting(elr, others):
 def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):
     calls = []
 
-    def fit(config, out, *, overwrite, for_audit, observer):
+    def fit(config, out, *, overwrite, observer):
         calls.append((config, out, overwrite))
         return RunFolder(tmp_path / "my run")
 
@@ -232,7 +232,7 @@ def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):
 def test_resume_reaches_the_engine(elr, tmp_path, monkeypatch):
     calls = []
 
-    def resume(run, *, for_audit, observer):
+    def resume(run, *, observer):
         calls.append(run)
         return RunFolder(run)
 

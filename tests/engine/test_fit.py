@@ -38,6 +38,7 @@ from elrcli.run import RunFolder, json_text, write_text
 from tests.engine.conftest import TINY
 from tests.shapes import write_shapes
 
+CURVES_SVG = plots.curves_svg  # a fixture puts another in its place
 TIMING = ("images_per_second", "wait_share", "seconds")
 FILES = {
     "checkpoint",
@@ -999,7 +1000,7 @@ def test_nothing_of_a_picture_stays_in_memory(train, monkeypatch):
     figures = weakref.WeakSet()
     original = plots.svg
     monkeypatch.setattr(plots, "svg", lambda figure: figures.add(figure) or original(figure))
-    monkeypatch.setattr(module, "curves_svg", plots.curves_svg)
+    monkeypatch.setattr(plots, "curves_svg", CURVES_SVG)
     gc.disable()
     try:
         train(epochs=2)

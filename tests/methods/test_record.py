@@ -47,8 +47,9 @@ def test_everything_is_in_the_state_dict():
 
 
 def test_every_buffer_is_shared_out_by_sample():
-    record = SampleRecord(2, 3, epochs=4, held_out=True)
+    record = SampleRecord(2, 3, epochs=4, held_out=True, table="top-k")
     assert set(record.per_sample) == set(record.state_dict())
+    assert set(SampleRecord(2, 3, epochs=4).state_dict()) < set(record.per_sample)
     assert {len(tensor) for tensor in record.state_dict().values()} == {2}
 
 
