@@ -21,7 +21,7 @@ import torch
 import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest, StringTable, manifest_text
-from elrcli.engine.checkpoints import save_checkpoint
+from elrcli.engine.checkpoints import save_checkpoint, take_snapshot
 from elrcli.engine.features import Features
 from elrcli.run import RunFolder, json_text, write_text
 
@@ -53,7 +53,8 @@ def write_run(folder: Path, samples: int, classes: int, features: bool, seed: in
         "prob_sum": torch.from_numpy(table),
         "visits": torch.full((samples,), EPOCHS, dtype=torch.int32),
     }
-    save_checkpoint(run.checkpoint_folder, EPOCHS, {"record": record, "unreadable": []})
+    state = {"record": record, "unreadable": []}
+    save_checkpoint(run.checkpoint_folder, EPOCHS, take_snapshot(state))
     if features:
         made_up = Features.empty(samples)
         centres = rng.standard_normal((classes, made_up.vectors.shape[1]), dtype=np.float32)

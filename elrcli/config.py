@@ -269,6 +269,9 @@ class TrainConfig:
         choices=("auto", "device", "host"),
     )
     compile: bool = setting(False, "Compile the network with torch.compile.", MACHINE)
+    cuda_graphs: bool = setting(
+        True, "Let a GPU replay each step of the network instead of starting it anew.", MACHINE
+    )
     sync_bn: bool = setting(
         False, "BatchNorm over the images of all processes, not of each alone.", MACHINE
     )

@@ -24,7 +24,7 @@ from elrcli.audit.decisions import DECISIONS, read_decisions, read_suggestions
 from elrcli.audit.run import audit_run
 from elrcli.config import TrainConfig, read_toml
 from elrcli.data.manifest import Manifest, StringTable, load_data, manifest_text
-from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint
+from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_snapshot
 from elrcli.engine.fit import fit, resume
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError, ElrError, ModelError, RunError
@@ -226,7 +226,7 @@ def test_a_checkpoint_holds_no_pickle(run):
     """Whatever is in its header is JSON; a class name there stays text."""
     state = load_checkpoint(run.checkpoint_folder)
     state["method"]["loss.targets"] = "cos\nsystem\n(S'touch proof'\ntR."
-    save_checkpoint(run.checkpoint_folder, 1, state)
+    save_checkpoint(run.checkpoint_folder, 1, take_snapshot(state))
     change_config(run, epochs=1)
     with pytest.raises(RunError, match="does not fit the run"):
         resume(run.path)

@@ -78,6 +78,12 @@ class RowLoader:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """How many images the batches of a single process have: one number or two."""
+        quotient, rest = divmod(self.images, max(len(self), 1))
+        return [quotient, quotient + 1] if rest else [quotient]
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from `start_batch` on."""
         self._order.epoch = epoch

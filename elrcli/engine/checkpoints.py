@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -21,14 +22,26 @@ NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
-def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any], batch: int = 0) -> Path:
-    """Write nested `state`, reached after `batch` batches of an epoch, with a hash of it all.
+class Snapshot(NamedTuple):
+    """A state as it was at one moment, on the CPU."""
+
+    skeleton: str  # everything but the tensors, as JSON
+    tensors: dict[str, Tensor]
+
+
+def take_snapshot(state: Mapping[str, Any]) -> Snapshot:
+    """Return a copy of nested `state` that later steps do not change."""
+    tensors: dict[str, Tensor] = {}
+    return Snapshot(json.dumps(_split(state, "", tensors)), tensors)
+
+
+def save_checkpoint(folder: Path, epoch: int, snapshot: Snapshot, batch: int = 0) -> Path:
+    """Write a state that was reached after `batch` batches of an epoch, with a hash of it all.
 
     Kept beside it are the checkpoint before it and the last one of an epoch's end (batch 0). What
     lies after it is removed: training did not go on from there.
     """
-    tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_split(state, "", tensors))
+    skeleton, tensors = snapshot
     name = f"{epoch:06d}-{batch:06d}" if batch else f"{epoch:06d}"
     path = folder / f"{name}.safetensors"
     write_tensors(path, tensors, {"state": skeleton, "sha256": _digest(skeleton, tensors)})
@@ -39,6 +52,34 @@ def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any], batch: i
         if file not in kept:
             file.unlink()
     return path
+
+
+class BackgroundWriter:
+    """Does one job at a time in a thread; what the job raises, the next call does.
+
+    No process may be forked while a job runs: it could inherit a lock that nobody releases.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._job: Future[None] | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begin a job once the one before is done."""
+        self.finish()
+        self._job = self._thread.submit(job)
+
+    def finish(self) -> None:
+        """Wait for the job in progress."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
 
 
 def write_tensors(
@@ -112,7 +153,7 @@ def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Move every tensor of `value` into `tensors` and return the rest with references."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, Mapping):
         items = [

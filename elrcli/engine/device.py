@@ -22,12 +22,15 @@ class Runtime:
     device: torch.device
     precision: str  # fp32, bf16 or fp16
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return the context in which the network computes."""
+    def autocast(self, *, cached: bool = True) -> AbstractContextManager[object]:
+        """Return the context in which the network computes.
+
+        `cached` converts every weight once per context, not once per use.
+        """
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)
+        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached)
 
     def normalise(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Move uint8 images [B, 3, S, S] to the device and normalise them there, channels_last."""

@@ -9,7 +9,7 @@ import math
 import shlex
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -34,7 +34,13 @@ from elrcli.data.manifest import (
 from elrcli.data.shares import Share, deal_rows
 from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.engine.batch_size import BatchTrial, with_fitting_batch
-from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, write_tensors
+from elrcli.engine.checkpoints import (
+    BackgroundWriter,
+    load_checkpoint,
+    save_checkpoint,
+    take_snapshot,
+    write_tensors,
+)
 from elrcli.engine.device import Runtime, choose_runtime, worker_count
 from elrcli.engine.distributed import (
     SAVE,
@@ -50,6 +56,7 @@ from elrcli.engine.distributed import (
 )
 from elrcli.engine.features import Features, look_at_images
 from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT, FiniteWatch
+from elrcli.engine.graphs import replay_on_gpu
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.memory import free_memory, is_out_of_memory, memory_explained, release_memory
@@ -420,6 +427,7 @@ class Training:
         self.signal = SharedSignal(group)
         self.processes_before = group.processes
         self.saved_at = time.monotonic()
+        self.writer = BackgroundWriter()
         self.finite = FiniteWatch(device)
         self.optimizer = build_optimizer(config, self.network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
@@ -464,9 +472,10 @@ class Training:
             )
         if self.tables.note is not None:
             observer.note(self.tables.note)
+        self._replay_steps(loader.batch_sizes, observer)
         drawn_at = -math.inf
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
-        with StopSignals() as stop, self._failures_explained(stop, remedy):
+        with StopSignals() as stop, self._failures_explained(stop, remedy), self.writer:
             while self.epoch < self.config.epochs:
                 is_last = self.epoch + 1 == self.config.epochs
                 try:
@@ -477,7 +486,8 @@ class Training:
                 self.metrics.append(row)
                 self.epoch += 1
                 self.part = None
-                self.save()
+                # The last epoch starts processes that load test images, an audit some more.
+                self.save(wait=self.epoch + 1 >= self.config.epochs)
                 if not is_last and time.monotonic() - drawn_at > SECONDS_BETWEEN_CURVES:
                     self._draw_curves()
                     drawn_at = time.monotonic()
@@ -495,6 +505,19 @@ class Training:
                 f" {self.run.unreadable_file}"
             )
         return self.run
+
+    def _replay_steps(self, batch_sizes: Sequence[int], observer: Observer) -> None:
+        """Let a GPU replay the network's passes where every batch is one pass and one step."""
+        config = self.config
+        is_whole = self.method.takes_whole_batches and config.accumulate == 1
+        is_alone = self.runtime.device.type == "cuda" and self.group.processes == 1
+        if not (config.cuda_graphs and is_whole and is_alone) or config.compile:
+            return
+        training_mode(self.network, config.freeze)
+        sizes = [size for size in batch_sizes if size > 1]
+        problem = replay_on_gpu(members(self.network), sizes, self.runtime, self.preprocessing)
+        if problem is not None:
+            observer.note(f"without CUDA graphs, somewhat slower: {problem}")
 
     def _finish_epoch(
         self,
@@ -527,6 +550,7 @@ class Training:
                 "epoch is saved."
             ) from error
         halvings = self.halvings + 1
+        self.writer.finish()
         self.group.wait()  # for the first process to have written
         state = load_checkpoint(
             self.run.checkpoint_folder,
@@ -749,7 +773,8 @@ class Training:
         """Raise DataError if that many `unreadable` training images of an epoch are too many."""
         if not too_many_unreadable(unreadable, images, self.config.max_unreadable):
             return
-        self._save_unreadable()
+        self.writer.finish()
+        self.save_tables()
         raise DataError(
             f"{self.manifest.root}: {unreadable:,} or more of {images:,} training images cannot be"
             f" read; --max-unreadable is {self.config.max_unreadable:g}."
@@ -861,28 +886,42 @@ class Training:
             )
         return row
 
-    def save(self) -> None:
-        """Write the checkpoint, then the text files that follow from it."""
+    def save(self, *, wait: bool = True) -> None:
+        """Write the checkpoint, then the text files that follow from it.
+
+        Without `wait` the files are written while training goes on.
+        """
         self._share_unreadable()
         state = self.state_dict()
         if not self.group.is_first:
             return
         done = sum(self.part.batches.values()) if self.part is not None else 0
-        save_checkpoint(self.run.checkpoint_folder, self.epoch, state, done)
-        self.save_tables()
+        snapshot, epoch, tables = take_snapshot(state), self.epoch, self._tables()
+
+        def write() -> None:
+            save_checkpoint(self.run.checkpoint_folder, epoch, snapshot, done)
+            for file, text in tables.items():
+                write_text(file, text)
+
+        self.writer.start(write)
+        if wait:
+            self.writer.finish()
         self.saved_at = time.monotonic()
 
     def save_tables(self) -> None:
         """Write the text files that follow from the state."""
-        write_text(self.run.metrics_file, csv_text(self.metrics, METRIC_COLUMNS))
-        self._save_unreadable()
+        for file, text in self._tables().items():
+            write_text(file, text)
 
-    def _save_unreadable(self) -> None:
+    def _tables(self) -> dict[Path, str]:
         paths = self.manifest.paths
-        rows = [
+        unreadable = [
             {"path": paths[row], "reason": self.unreadable[row]} for row in sorted(self.unreadable)
         ]
-        write_text(self.run.unreadable_file, csv_text(rows, ("path", "reason")))
+        return {
+            self.run.metrics_file: csv_text(self.metrics, METRIC_COLUMNS),
+            self.run.unreadable_file: csv_text(unreadable, ("path", "reason")),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resume needs; the samples of all processes on the first one."""

@@ -27,6 +27,7 @@ class Method(nn.Module):
     """One loss, a target for every sample, and who predicts."""
 
     judges_held_out = False  # whether `StepResult.held_out` is there
+    takes_whole_batches = True  # every network learns from all images of a batch at once
 
     def target_rows(self, index: Tensor) -> Tensor:
         """Return the targets of samples, index [B] -> [B, K]."""

@@ -21,6 +21,7 @@ class TwoHalves(OneTable):
     """
 
     judges_held_out = True
+    takes_whole_batches = False
     per_sample = ("owner",)
     owner: Tensor  # [N] int64, 0 or 1: the network that trains on the sample
 

@@ -70,6 +70,8 @@ TRAIN_OPTIONS = [
     ("--table-device", "host", "table_device", "host"),
     ("--compile", None, "compile", True),
     ("--no-compile", None, "compile", False),
+    ("--cuda-graphs", None, "cuda_graphs", True),
+    ("--no-cuda-graphs", None, "cuda_graphs", False),
     ("--sync-bn", None, "sync_bn", True),
     ("--no-sync-bn", None, "sync_bn", False),
     ("--checkpoint-minutes", "0.5", "checkpoint_minutes", 0.5),

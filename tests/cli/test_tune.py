@@ -146,6 +146,8 @@ PASSED_ON = [
     ("--precision", "bf16", "precision", "bf16"),
     ("--on-nan", "retry", "on_nan", "retry"),
     ("--checkpoint-minutes", "0", "checkpoint_minutes", 0.0),
+    ("--cuda-graphs", None, "cuda_graphs", True),
+    ("--no-cuda-graphs", None, "cuda_graphs", False),
     ("--sync-bn", None, "sync_bn", True),
     ("--no-sync-bn", None, "sync_bn", False),
     ("--table", "top-k", "table", "top-k"),

@@ -27,7 +27,7 @@ from elrcli import plots
 from elrcli.config import TrainConfig
 from elrcli.data.loader import Batch, RowLoader
 from elrcli.engine import fit as module
-from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint
+from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_snapshot
 from elrcli.engine.fit import automatic_batch_size, fit, resume
 from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
@@ -956,7 +956,7 @@ def _with(name: str, value: object) -> Callable[[dict[str, Any]], None]:
 def test_a_checkpoint_that_does_not_fit_is_a_run_error(run_copy, damage):
     state = load_checkpoint(run_copy.checkpoint_folder)
     damage(state)
-    save_checkpoint(run_copy.checkpoint_folder, 3, state)
+    save_checkpoint(run_copy.checkpoint_folder, 3, take_snapshot(state))
     with pytest.raises(RunError, match=r"checkpoint: does not fit the run \(.*\)\. Train again\."):
         resume(run_copy.path)
 
