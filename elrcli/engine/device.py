@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,11 +67,30 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     Several processes on one machine have a GPU each, by their local rank.
     """
     chosen = _choose_device(device)
+    if chosen.type == "cuda":
+        _let_backward_begin(chosen)
     if precision == "auto":
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":
         raise ModelError("--precision fp16: needs a GPU. Use fp32 or bf16 on the CPU.")
     return Runtime(chosen, precision)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the host and of a device, without asking all other kinds."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def _let_backward_begin(device: torch.device) -> None:
+    """Take a first backward step: torch remarks there that its thread is new to the GPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weight = torch.ones(1, 1, device=device, requires_grad=True)
+        (weight @ weight).sum().backward()
 
 
 def worker_count(requested: int | None) -> int:

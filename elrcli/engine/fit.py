@@ -9,7 +9,7 @@ import math
 import shlex
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -41,7 +41,7 @@ from elrcli.engine.checkpoints import (
     take_snapshot,
     write_tensors,
 )
-from elrcli.engine.device import Runtime, choose_runtime, worker_count
+from elrcli.engine.device import Runtime, choose_runtime, seed_generators, worker_count
 from elrcli.engine.distributed import (
     SAVE,
     GradientMean,
@@ -82,6 +82,7 @@ from elrcli.errors import (
     TrainingError,
     legible,
 )
+from elrcli.methods.averages import WeightAverage
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
 from elrcli.methods.table import SampleTables, TableChoice, choose_tables, row_columns
@@ -429,6 +430,7 @@ class Training:
         self.saved_at = time.monotonic()
         self.writer = BackgroundWriter()
         self.finite = FiniteWatch(device)
+        self.parameters = list(self.network.parameters())
         self.optimizer = build_optimizer(config, self.network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
         self.schedule = Schedule(
@@ -472,7 +474,7 @@ class Training:
             )
         if self.tables.note is not None:
             observer.note(self.tables.note)
-        self._replay_steps(loader.batch_sizes, observer)
+        self._replay_steps(loader, held_out, observer)
         drawn_at = -math.inf
         remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
         with StopSignals() as stop, self._failures_explained(stop, remedy), self.writer:
@@ -506,16 +508,29 @@ class Training:
             )
         return self.run
 
-    def _replay_steps(self, batch_sizes: Sequence[int], observer: Observer) -> None:
+    def _replay_steps(
+        self, loader: RowLoader, held_out: Mapping[str, RowLoader], observer: Observer
+    ) -> None:
         """Let a GPU replay the network's passes where every batch is one pass and one step."""
-        config = self.config
-        is_whole = self.method.takes_whole_batches and config.accumulate == 1
+        config, method = self.config, self.method
+        is_whole = method.takes_whole_batches and config.accumulate == 1
         is_alone = self.runtime.device.type == "cuda" and self.group.processes == 1
         if not (config.cuda_graphs and is_whole and is_alone) or config.compile:
             return
         training_mode(self.network, config.freeze)
-        sizes = [size for size in batch_sizes if size > 1]
-        problem = replay_on_gpu(members(self.network), sizes, self.runtime, self.preprocessing)
+        averages = [m.network for m in method.modules() if isinstance(m, WeightAverage)]
+        learned = {size for size in loader.batch_sizes if size > 1}
+        judged = {size for one in held_out.values() for size in one.batch_sizes}
+        if averages or config.mixup:  # the targets follow a prediction in eval mode
+            judged |= learned
+        problem = replay_on_gpu(
+            learning=members(self.network),
+            judging=[*members(method.prediction_network()), *averages],
+            learning_sizes=learned,
+            judging_sizes=judged - {0},
+            runtime=self.runtime,
+            prepared=self.preprocessing,
+        )
         if problem is not None:
             observer.note(f"without CUDA graphs, somewhat slower: {problem}")
 
@@ -788,18 +803,17 @@ class Training:
 
     def _optimizer_step(self, number: int) -> None:
         """Step, after batch `number`, unless the gradient is not finite: the device decides."""
-        parameters = list(self.network.parameters())
         if self.scaler.is_enabled():  # looks for itself, and too large a scale is no bad sign
             if self.config.clip_grad is not None:
                 self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if self.config.clip_grad is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_grad, norm)
             # Fused optimisers leave out the step by it, as they do for a GradScaler.
             self.optimizer.found_inf = self.finite.gradient(norm, number)  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -810,7 +824,7 @@ class Training:
         """Make all randomness of a step (dropout, mixup) a function of what is named here."""
         words = [self.config.seed, epoch, number, self.group.rank]
         seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-        torch.manual_seed(seed)
+        seed_generators(seed, self.runtime.device)
         return torch.Generator().manual_seed(seed)
 
     def _observe_held_out(

@@ -1,4 +1,4 @@
-"""Networks whose forward and backward pass the GPU replays as CUDA graphs.
+"""Networks whose passes a GPU replays as CUDA graphs.
 
 A small network on small images leaves the GPU idle: the host cannot start its hundreds of kernels
 fast enough. Replaying starts them all at once.
@@ -6,7 +6,8 @@ fast enough. Replaying starts them all at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,84 +16,194 @@ from torch import Tensor, nn
 from elrcli.engine.device import Runtime, blank_images
 from elrcli.models import Preprocessing
 
+WARM_UP = 3  # passes before a capture: libraries choose their kernels and allocate what they keep
 Forward = Callable[[Tensor], Tensor]  # images [B, 3, S, S] -> logits [B, K]
 
 
 class ReplayedForward:
-    """A network's forward, replayed for the shapes of images that were captured.
+    """A network's forward, replayed for batches whose passes were captured.
 
-    What it returns is overwritten by the next replay, so there is none before backward came
-    through; the network itself computes then, and for other shapes, in eval mode and without
-    gradient.
+    In train mode with gradient, `learning` answers, in eval mode without, `judging`; for other
+    shapes and in other modes the network itself. The gradients of one replay lie where those of
+    the next will: no second forward is replayed before backward came through.
     """
 
-    def __init__(self, network: nn.Module, replays: dict[torch.Size, Forward]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        learning: dict[torch.Size, Forward],
+        judging: dict[torch.Size, Forward],
+    ) -> None:
         self._network = network
         self._forward = network.forward
-        self._replays = replays
+        self._learning = learning
+        self._judging = judging
         self._is_between = False  # forward was replayed, backward not yet
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits [B, K] for images [B, 3, S, S]."""
-        replay = self._replays.get(images.shape)
-        if replay is None or not self._can_replay():
+        learns = self._network.training
+        replay = (self._learning if learns else self._judging).get(images.shape)
+        if replay is None or learns != torch.is_grad_enabled() or (learns and self._is_between):
             return self._forward(images)  # type: ignore[no-any-return]
         logits = replay(images)
-        self._is_between = True
-        logits.register_hook(self._backward_comes)
+        if learns:
+            self._is_between = True
+            logits.register_hook(self._backward_comes)
         return logits
-
-    def _can_replay(self) -> bool:
-        return self._network.training and torch.is_grad_enabled() and not self._is_between
 
     def _backward_comes(self, gradient: Tensor) -> None:
         self._is_between = False
 
 
+class _LearningPasses:
+    """Forward and backward for one shape of images; backward sets the gradients of the weights.
+
+    They are not added to others: every backward pass has an optimiser step of its own.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor, runtime: Runtime, pool: Any) -> None:
+        self._learned = [p for p in network.parameters() if p.requires_grad]
+        self._images = images
+        self._start = torch.ones((), device=images.device, requires_grad=True)
+
+        def forward() -> Tensor:
+            with runtime.autocast(cached=False):  # a cached copy of a weight would not follow it
+                return network(images)  # type: ignore[no-any-return]
+
+        def backward(logits: Tensor) -> list[Tensor | None]:
+            found = torch.autograd.grad(logits, self._learned, self._gradient, allow_unused=True)
+            return [_as_its_weight(g, p) for g, p in zip(found, self._learned, strict=True)]
+
+        with _beside(images.device) as stream:
+            for _ in range(WARM_UP):
+                logits = forward()
+                self._gradient = torch.zeros_like(logits)
+                backward(logits)
+                del logits
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._forward, pool=pool, stream=stream):
+            logits = forward()
+        with torch.cuda.graph(self._backward, pool=pool, stream=stream):
+            self._gradients = backward(logits)
+        self._logits = logits.detach()  # without what led to it, which would stay in memory
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits: Tensor = _Learning.apply(self, images, self._start)
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Replay forward."""
+        self._images.copy_(images)
+        self._forward.replay()
+        return self._logits.detach()
+
+    def backward(self, gradient: Tensor) -> None:
+        """Replay backward for the gradient of the logits [B, K]."""
+        self._gradient.copy_(gradient)
+        self._backward.replay()
+        for parameter, found in zip(self._learned, self._gradients, strict=True):
+            parameter.grad = found
+
+
+class _Learning(torch.autograd.Function):
+    """Gives backward its place in the graph of the loss; `start` makes the logits need gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, passes: _LearningPasses, images: Tensor, start: Tensor) -> Tensor:
+        ctx.passes = passes
+        return passes.forward(images)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        ctx.passes.backward(gradient)
+        return None, None, None
+
+
+class _JudgingPass:
+    """Forward without gradient for one shape of images."""
+
+    def __init__(self, network: nn.Module, images: Tensor, runtime: Runtime, pool: Any) -> None:
+        self._images = images
+
+        def forward() -> Tensor:
+            with torch.no_grad(), runtime.autocast(cached=False):
+                return network(images)  # type: ignore[no-any-return]
+
+        with _beside(images.device) as stream:
+            for _ in range(WARM_UP):
+                forward()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+            self._logits = forward()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self._images.copy_(images)
+        self._graph.replay()
+        return self._logits.clone()
+
+
+def _as_its_weight(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
+    """Return the gradient in the memory layout that fused optimisers ask for."""
+    if gradient is None or gradient.stride() == weight.stride():
+        return gradient
+    return torch.empty_like(weight).copy_(gradient)
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Work in a stream of its own, after what was there before and before what follows."""
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield stream
+    current.wait_stream(stream)
+
+
 def replay_on_gpu(
-    networks: Sequence[nn.Module],
-    batch_sizes: Iterable[int],
+    learning: Sequence[nn.Module],
+    judging: Sequence[nn.Module],
+    learning_sizes: Collection[int],
+    judging_sizes: Collection[int],
     runtime: Runtime,
     prepared: Preprocessing,
 ) -> str | None:
-    """Let networks in train mode replay their passes for batches of these sizes.
+    """Let networks replay their passes for batches of these sizes.
 
-    Returns why not, with the networks as they were, if the GPU cannot capture them. Nothing else
-    may use it meanwhile.
+    `learning` networks are in train mode, as their steps will be; `judging` ones predict in eval
+    mode. Returns why not, with the networks as they were, if the GPU cannot capture them. Nothing
+    else may use it meanwhile.
     """
-    captured: list[ReplayedForward] = []
+    # One memory for each kind of pass: of a kind there is one at a time.
+    pools = torch.cuda.graph_pool_handle(), torch.cuda.graph_pool_handle()
+    captured: dict[nn.Module, ReplayedForward] = {}
     try:
-        for network in networks:
-            captured.append(
-                ReplayedForward(network, _capture(network, batch_sizes, runtime, prepared))
-            )
-    except (RuntimeError, AssertionError) as error:  # these torch raises, out of memory too
+        for network in dict.fromkeys([*learning, *judging]):
+            modes = {module: module.training for module in network.modules()}
+            before = [buffer.clone() for buffer in network.buffers()]
+            passes: tuple[dict[torch.Size, Forward], ...] = {}, {}
+            try:
+                if network in learning:
+                    for size in learning_sizes:
+                        images = blank_images(size, runtime, prepared)
+                        passes[0][images.shape] = _LearningPasses(
+                            network, images, runtime, pools[0]
+                        )
+                network.eval()
+                if network in judging:
+                    for size in judging_sizes:
+                        images = blank_images(size, runtime, prepared)
+                        passes[1][images.shape] = _JudgingPass(network, images, runtime, pools[1])
+            finally:
+                for module, training in modes.items():
+                    module.training = training
+                for buffer, saved in zip(network.buffers(), before, strict=True):
+                    buffer.copy_(saved)
+            captured[network] = ReplayedForward(network, *passes)
+    except RuntimeError as error:  # of whatever cannot be captured, and out of memory
         return str(error).strip().split("\n")[0]
     finally:
         torch.cuda.empty_cache()  # of the passes before capturing
-    for network, forward in zip(networks, captured, strict=True):
+    for network, forward in captured.items():
         network.forward = forward
     return None
-
-
-def _capture(
-    network: nn.Module, batch_sizes: Iterable[int], runtime: Runtime, prepared: Preprocessing
-) -> dict[torch.Size, Forward]:
-    """Return for every shape what replays the passes; statistics of BatchNorm stay as they are."""
-    before = [buffer.clone() for buffer in network.buffers()]
-    pool = torch.cuda.graph_pool_handle()  # of one pass after the other, never of two at once
-    replays: dict[torch.Size, Forward] = {}
-    try:
-        for size in batch_sizes:
-            images = blank_images(size, runtime, prepared)
-            with runtime.autocast(cached=False):
-                made: Any = torch.cuda.make_graphed_callables(
-                    network, (images,), allow_unused_input=True, pool=pool
-                )
-            replays[images.shape] = made.forward
-            del network.forward  # the class's own again
-    finally:
-        network.__dict__.pop("forward", None)
-        for buffer, saved in zip(network.buffers(), before, strict=True):
-            buffer.copy_(saved)
-    return replays

@@ -51,9 +51,10 @@ class WeightAverage(nn.Module):
         else:
             decay = min(1 - 1 / (self.steps_done + 1), self.decay)
         self.steps_done += 1
-        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        averages, news = self.network.state_dict().values(), network.state_dict().values()
+        pairs = list(zip(averages, news, strict=True))
+        moving = [pair for pair in pairs if pair[0].dtype.is_floating_point]
+        torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], 1 - decay)
         for average, current in pairs:
-            if average.dtype.is_floating_point:
-                average.lerp_(current, 1 - decay)
-            else:
+            if not average.dtype.is_floating_point:
                 average.copy_(current)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from elrcli.data.loader import RowLoader
+from elrcli.data.transforms import eval_transform
 from elrcli.engine import fit as module
+from elrcli.engine import graphs
 from elrcli.engine.device import Runtime
 from elrcli.engine.fit import Training
 from elrcli.engine.graphs import ReplayedForward, replay_on_gpu
@@ -30,7 +32,7 @@ class Notes(Observer):
 
 
 class Doubles(nn.Module):
-    """Its replay is told from itself by the sign."""
+    """Its replays are told from itself by their factors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,23 +42,31 @@ class Doubles(nn.Module):
         return self.weight * images
 
 
-def replayed(network: Doubles) -> ReplayedForward:
-    return ReplayedForward(network, {torch.Size([3]): lambda images: -network.weight * images})
-
-
 @pytest.fixture
 def doubles() -> Doubles:
     network = Doubles()
-    network.forward = replayed(network)
+    shape = torch.Size([3])
+    network.forward = ReplayedForward(
+        network,
+        {shape: lambda images: 10 * network.weight * images},
+        {shape: lambda images: torch.full_like(images, 7)},
+    )
     return network
 
 
 def test_known_shapes_are_replayed_and_others_computed(doubles):
-    assert doubles(torch.ones(3)).tolist() == [-2, -2, -2]
+    assert doubles(torch.ones(3)).tolist() == [20, 20, 20]
     assert doubles(torch.ones(2)).tolist() == [2, 2]
 
 
-def test_nothing_is_replayed_without_training(doubles):
+def test_eval_mode_has_replays_of_its_own(doubles):
+    doubles.eval()
+    with torch.no_grad():
+        assert doubles(torch.ones(3)).tolist() == [7, 7, 7]
+        assert doubles(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_nothing_is_replayed_in_other_modes(doubles):
     with torch.no_grad():
         assert doubles(torch.ones(3)).tolist() == [2, 2, 2]
     doubles.eval()
@@ -67,7 +77,7 @@ def test_nothing_is_replayed_before_backward_came_through(doubles):
     first = doubles(torch.ones(3))
     assert doubles(torch.ones(3)).tolist() == [2, 2, 2]
     first.sum().backward()
-    assert doubles(torch.ones(3)).tolist() == [-2, -2, -2]
+    assert doubles(torch.ones(3)).tolist() == [20, 20, 20]
 
 
 def test_batch_sizes_are_those_of_the_batches(train, monkeypatch):
@@ -88,58 +98,92 @@ def test_batch_sizes_are_those_of_the_batches(train, monkeypatch):
         assert found == (set(said) if found else set())
 
 
+@pytest.fixture
+def asked(train, monkeypatch) -> Callable[..., list[dict[str, Any]]]:
+    """Return what a training on a GPU asks to be replayed; told that it cannot be."""
+
+    def call(**settings: object) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def refuse(**arguments: Any) -> str:
+            calls.append(arguments)
+            return "a stand-in"
+
+        def keep(training: Training, observer: Observer, *, for_audit: bool) -> RunFolder:
+            loaders = [
+                training._loader(training.manifest.rows(split), eval_transform(32), shuffle=False)
+                for split in ("train", "val", "test")
+            ]
+            training.runtime = Runtime(torch.device("cuda"), "bf16")
+            notes = Notes()
+            held_out = {"val": loaders[1], "test": loaders[2]}
+            training._replay_steps(loaders[0], held_out, notes)
+            told = ["without CUDA graphs, somewhat slower: a stand-in"]
+            assert notes.notes == (told if calls else [])
+            return training.run
+
+        monkeypatch.setattr(module, "replay_on_gpu", refuse)
+        monkeypatch.setattr(nn.Module, "compile", lambda network: None)
+        monkeypatch.setattr(Training, "run_to_end", keep)
+        train(**settings)
+        return calls
+
+    return call
+
+
 @pytest.mark.parametrize(
-    ("settings", "is_asked"),
+    "settings",
     [
-        ({}, True),
-        ({"freeze": "norm"}, True),
-        ({"cuda_graphs": False}, False),
-        ({"accumulate": 2}, False),
-        ({"method": "elr-halves"}, False),
-        ({"compile": True}, False),
+        {"cuda_graphs": False},
+        {"accumulate": 2},
+        {"method": "elr-halves"},
+        {"compile": True},
     ],
     ids=str,
 )
-def test_when_steps_are_replayed(train, monkeypatch, settings, is_asked):
-    """Where every batch is one pass and one step, on a GPU."""
-    asked: list[list[int]] = []
-    built: list[Training] = []
+def test_nothing_is_replayed_where_a_batch_is_not_one_pass_and_one_step(asked, settings):
+    assert asked(**settings) == []
 
-    def refuse(networks: list[nn.Module], sizes: list[int], *_: object) -> str:
-        asked.append(sizes)
-        return "a stand-in"
 
-    def keep(training: Training, observer: Observer, *, for_audit: bool) -> RunFolder:
-        built.append(training)
-        return training.run
-
-    monkeypatch.setattr(module, "replay_on_gpu", refuse)
-    monkeypatch.setattr(nn.Module, "compile", lambda network: None)
-    monkeypatch.setattr(Training, "run_to_end", keep)
-    train(**settings)
-    built[0].runtime = Runtime(torch.device("cuda"), "bf16")
-    notes = Notes()
-    built[0]._replay_steps([1, 7, 8], notes)
-    assert asked == ([[7, 8]] if is_asked else [])
-    told = ["without CUDA graphs, somewhat slower: a stand-in"]
-    assert notes.notes == (told if is_asked else [])
+@pytest.mark.parametrize(
+    ("settings", "learning", "judging", "sizes"),
+    [
+        ({}, 1, 1, {2}),
+        ({"freeze": "norm"}, 1, 1, {2}),
+        ({"ema": True}, 1, 2, {2, 7, 8}),
+        ({"mixup": True}, 1, 1, {2, 7, 8}),
+        ({"method": "elr-plus"}, 2, 4, {2, 7, 8}),
+    ],
+    ids=str,
+)
+def test_what_is_replayed(asked, settings, learning, judging, sizes):
+    """22 training images in batches of 7 or 8, 2 for validation, none to test."""
+    (call,) = asked(**settings)
+    assert len(call["learning"]) == learning
+    assert len(call["judging"]) == judging
+    assert call["learning_sizes"] == {7, 8}
+    assert call["judging_sizes"] == sizes
+    frozen = settings.get("freeze") == "norm"
+    for network in call["learning"]:
+        assert network.training
+        assert all(m.training != frozen for m in network.modules() if "Norm" in type(m).__name__)
 
 
 def test_a_network_that_cannot_be_captured_stays_as_it_was(monkeypatch):
-    network = create_network("test_resnet", 3, pretrained=False, image_size=32)
+    network = create_network("test_resnet", 3, pretrained=False, image_size=32).train()
     before = copy.deepcopy(network.state_dict())
 
-    def fail(part: nn.Module, arguments: tuple[Tensor], **_: object) -> None:
-        part(*arguments)  # moves the statistics of BatchNorm
-        part.forward = None
+    def fail(part: nn.Module, images: Tensor, *_: object) -> None:
+        part(images)  # moves the statistics of BatchNorm
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    monkeypatch.setattr(graphs, "_LearningPasses", fail)
     runtime = Runtime(torch.device("cpu"), "fp32")
-    problem = replay_on_gpu([network], [4], runtime, PREPARED)
+    problem = replay_on_gpu([network], [network], [4], [4], runtime, PREPARED)
     assert problem == "operation not permitted when stream is capturing"
     assert "forward" not in network.__dict__
+    assert network.training
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
@@ -153,7 +197,7 @@ def twins() -> Callable[..., tuple[nn.Module, nn.Module]]:
         plain.cuda().to(memory_format=torch.channels_last).train()
         replay = copy.deepcopy(plain)
         runtime = Runtime(torch.device("cuda"), precision)
-        assert replay_on_gpu([replay], sizes, runtime, PREPARED) is None
+        assert replay_on_gpu([replay], [replay], sizes, [6], runtime, PREPARED) is None
         return replay, plain
 
     return make
@@ -176,6 +220,18 @@ def test_replayed_passes_are_those_of_the_network(twins):
 
 
 @needs_gpu
+def test_replayed_predictions_are_those_of_the_network(twins):
+    pair = twins([4])
+    for network in pair:
+        network.eval()
+    for _ in range(2):
+        images = torch.randn(6, 3, 32, 32, device="cuda")
+        with torch.inference_mode():
+            found, expected = (network(images) for network in pair)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_gpu
 def test_two_passes_before_one_backward_keep_their_gradients(twins):
     pair = twins([4])
     images = torch.randn(2, 4, 3, 32, 32, device="cuda")
@@ -192,7 +248,8 @@ def test_a_network_that_waits_for_the_gpu_is_not_captured(twins):
             return super().forward(images.flatten(1)) * float(images.mean() + 1)
 
     network = Waits(3 * 32 * 32, 3).cuda()
-    problem = replay_on_gpu([network], [4], Runtime(torch.device("cuda"), "bf16"), PREPARED)
+    runtime = Runtime(torch.device("cuda"), "bf16")
+    problem = replay_on_gpu([network], [network], [4], [4], runtime, PREPARED)
     assert problem is not None
     assert network(torch.ones(4, 3, 32, 32, device="cuda")).shape == (4, 3)
 
@@ -204,8 +261,8 @@ def test_training_is_the_same_with_and_without(train, method, precision):
     notes = Notes()
     settings = {"device": "cuda", "precision": precision, "method": method, "batch_size": 8}
     replay, plain = (
-        train(f"{graphs}", observer=notes, cuda_graphs=graphs, **settings)
-        for graphs in (True, False)
+        train(f"{replays}", observer=notes, cuda_graphs=replays, **settings)
+        for replays in (True, False)
     )
     assert not any("CUDA graphs" in note for note in notes.notes)
     for one, other in zip(replay.metrics(), plain.metrics(), strict=True):

@@ -159,6 +159,7 @@ def test_the_watch_sees_what_it_should(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_step_never_waits_for_the_gpu(training_of, monkeypatch, settings):
     training = training_of(device="cuda", precision="bf16", **settings)
