@@ -56,7 +56,7 @@ from elrcli.engine.distributed import (
 )
 from elrcli.engine.features import Features, look_at_images
 from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT, FiniteWatch
-from elrcli.engine.graphs import replay_on_gpu
+from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.memory import free_memory, is_out_of_memory, memory_explained, release_memory
@@ -496,6 +496,7 @@ class Training:
                 observer.epoch_finished(row)
                 if not is_last:
                     self._end_if_told(stop, remedy)
+            compute_again(self.method.modules())
             self._draw_curves()
             self._save_model()
             no_features = self.group.from_first(lambda: not self.run.features_file.is_file())

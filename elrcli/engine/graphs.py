@@ -6,7 +6,7 @@ fast enough. Replaying starts them all at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,7 +59,7 @@ class ReplayedForward:
 class _LearningPasses:
     """Forward and backward for one shape of images; backward sets the gradients of the weights.
 
-    They are not added to others: every backward pass has an optimiser step of its own.
+    They stay where they are until the next replay: an optimiser step must come between.
     """
 
     def __init__(self, network: nn.Module, images: Tensor, runtime: Runtime, pool: Any) -> None:
@@ -103,7 +103,10 @@ class _LearningPasses:
         self._gradient.copy_(gradient)
         self._backward.replay()
         for parameter, found in zip(self._learned, self._gradients, strict=True):
-            parameter.grad = found
+            if parameter.grad is None:
+                parameter.grad = found
+            elif found is not None:  # what another pass found
+                parameter.grad += found
 
 
 class _Learning(torch.autograd.Function):
@@ -207,3 +210,9 @@ def replay_on_gpu(
     for network, forward in captured.items():
         network.forward = forward
     return None
+
+
+def compute_again(networks: Iterable[nn.Module]) -> None:
+    """End the replays, whose memory is free again: forward hooks are called only without."""
+    for network in networks:
+        network.__dict__.pop("forward", None)

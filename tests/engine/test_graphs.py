@@ -12,9 +12,9 @@ from elrcli.data.loader import RowLoader
 from elrcli.data.transforms import eval_transform
 from elrcli.engine import fit as module
 from elrcli.engine import graphs
-from elrcli.engine.device import Runtime
+from elrcli.engine.device import Runtime, choose_runtime
 from elrcli.engine.fit import Training
-from elrcli.engine.graphs import ReplayedForward, replay_on_gpu
+from elrcli.engine.graphs import ReplayedForward, compute_again, replay_on_gpu
 from elrcli.engine.observer import Observer
 from elrcli.models import Preprocessing, create_network
 from elrcli.run import RunFolder
@@ -78,6 +78,11 @@ def test_nothing_is_replayed_before_backward_came_through(doubles):
     assert doubles(torch.ones(3)).tolist() == [2, 2, 2]
     first.sum().backward()
     assert doubles(torch.ones(3)).tolist() == [20, 20, 20]
+
+
+def test_the_network_computes_again(doubles):
+    compute_again([doubles, Doubles()])
+    assert doubles(torch.ones(3)).tolist() == [2, 2, 2]
 
 
 def test_batch_sizes_are_those_of_the_batches(train, monkeypatch):
@@ -196,7 +201,7 @@ def twins() -> Callable[..., tuple[nn.Module, nn.Module]]:
         plain = create_network("test_resnet", 3, pretrained=False, image_size=32)
         plain.cuda().to(memory_format=torch.channels_last).train()
         replay = copy.deepcopy(plain)
-        runtime = Runtime(torch.device("cuda"), precision)
+        runtime = choose_runtime("cuda", precision)
         assert replay_on_gpu([replay], [replay], sizes, [6], runtime, PREPARED) is None
         return replay, plain
 
@@ -248,7 +253,7 @@ def test_a_network_that_waits_for_the_gpu_is_not_captured(twins):
             return super().forward(images.flatten(1)) * float(images.mean() + 1)
 
     network = Waits(3 * 32 * 32, 3).cuda()
-    runtime = Runtime(torch.device("cuda"), "bf16")
+    runtime = choose_runtime("cuda", "bf16")
     problem = replay_on_gpu([network], [network], [4], [4], runtime, PREPARED)
     assert problem is not None
     assert network(torch.ones(4, 3, 32, 32, device="cuda")).shape == (4, 3)
