@@ -360,9 +360,10 @@ def parameter_groups(
         groups = param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay)
     else:
         groups = param_groups_weight_decay(network, weight_decay)
-    head_ids = {
-        id(parameter) for name, parameter in network.named_parameters() if _is_head(name, network)
-    }
+    head_ids: set[int] = set()
+    if head_lr_scale != 1.0:  # otherwise fewer groups are faster
+        named = network.named_parameters()
+        head_ids = {id(parameter) for name, parameter in named if _is_head(name, network)}
     result = []
     for group in groups:
         scale = float(group.get("lr_scale", 1.0))
