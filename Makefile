@@ -4,10 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help venv test demo format coverage clean
+.PHONY: help venv test slow demo format coverage clean
 
 help:
 	@echo "make test      check everything: lint, format, types, import rules, tests"
+	@echo "make slow      run the tests that train for long: once before a release"
 	@echo "make demo      the whole story on handwritten digits, on the CPU"
 	@echo "make format    fix formatting and what ruff can fix"
 	@echo "make coverage  run the tests and report the lines they miss; under 92% is an error"
@@ -26,7 +27,10 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 demo: $(READY)
 	$(BIN)/elr demo --overwrite

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import stat
@@ -419,7 +420,8 @@ def _small_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def setting_types() -> dict[str, type]:
+@functools.cache
+def setting_types() -> Mapping[str, type]:
     """Return the plain type of every setting, None stripped: `int` for `int | None`."""
     hints = typing.get_type_hints(TrainConfig)
     return {spec.name: _plain_type(hints[spec.name]) for spec in dataclasses.fields(TrainConfig)}

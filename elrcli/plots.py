@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +27,10 @@ def curves_svg(metrics: Rows) -> str:
         truth_panel(axes[1, 0], metrics, "clean")
         truth_panel(axes[1, 1], metrics, "wrong")
         _accuracy_panel(axes[1, 2], metrics)
-    return svg(figure)
+    text = svg(figure)
+    del figure, axes
+    gc.collect()  # the parts of a figure refer to each other and would stay for long
+    return text
 
 
 def _loss_panel(axes: Axes, metrics: Rows) -> None:

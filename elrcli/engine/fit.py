@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import math
 import shlex
@@ -1011,7 +1010,6 @@ class Training:
             from elrcli.plots import curves_svg  # only here: matplotlib would delay the first step
 
             write_text(self.run.curves_file, curves_svg(self.metrics))
-            gc.collect()  # the parts of a figure refer to each other and would stay for long
 
     def _save_model(self) -> None:
         if not self.group.is_first:

@@ -287,7 +287,7 @@ def test_processes_agree_on_all_but_their_samples(photos, tmp_path, monkeypatch,
     alike: list[bool] = []
     save = Training.save
 
-    def compare(training: Training) -> None:
+    def compare(training: Training, **options: bool) -> None:
         own = names_per_sample(training.method)
         state = training.method.state_dict()
         tensors = {
@@ -300,7 +300,7 @@ def test_processes_agree_on_all_but_their_samples(photos, tmp_path, monkeypatch,
         assert any(name.endswith("running_var") for name in tensors)
         alike.append(all((first[0][name] == second[0][name]).all() for name in tensors))
         alike.append(all(map(np.array_equal, first[1], second[1])))
-        save(training)
+        save(training, **options)
 
     def work(rank: int) -> list[bool]:
         monkeypatch.setattr(Training, "save", compare)

@@ -605,7 +605,6 @@ def compile_with(monkeypatch, backend: object) -> None:
     monkeypatch.setattr(nn.Module, "compile", compile_)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_compiled_network_trains_and_saves_the_same_names(train, shared_run, monkeypatch):
     compile_with(monkeypatch, "eager")  # traces as the real one, without minutes of C++
@@ -628,7 +627,6 @@ def test_a_compiler_that_fails_is_named(train, monkeypatch):
 # --- two networks, each on one half ---
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_two_compiled_networks_train_and_leave_features(train, monkeypatch):
     compile_with(monkeypatch, "eager")
