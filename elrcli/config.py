@@ -136,8 +136,13 @@ class TrainConfig:
     mixup: bool | None = setting(
         None, "Mix pairs of images, labels and targets.", METHOD, auto="only for elr-plus"
     )
-    mixup_alpha: float = setting(
-        1.0, "Both parameters of the Beta distribution of mixup.", METHOD, low=0.01, high=100.0
+    mixup_alpha: float | None = setting(
+        None,
+        "Both parameters of the Beta distribution of mixup.",
+        METHOD,
+        low=0.01,
+        high=100.0,
+        auto="1, less below 100 epochs",
     )
     weigh_labels: bool = setting(
         False, "Weigh the two labels of a mixed image by its target.", METHOD
@@ -148,7 +153,14 @@ class TrainConfig:
         METHOD,
         auto="only for elr-plus",
     )
-    ema_decay: float = setting(0.997, "Decay of the weight average.", METHOD, low=0.0, high=0.99999)
+    ema_decay: float | None = setting(
+        None,
+        "Decay of the weight average.",
+        METHOD,
+        low=0.0,
+        high=0.99999,
+        auto="0.997, less below 7,000 steps",
+    )
     ema_ramp: int = setting(
         0, "Steps over which that decay rises; with 0 it is at most 1 - 1/step.", METHOD, low=0
     )

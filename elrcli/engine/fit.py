@@ -191,7 +191,9 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     if group.is_first:
         run.remove_leftovers()
     config = run.train_config()
-    settings = (config.batch_size, config.lr, config.weight_decay, config.workers)
+    settings = [config.batch_size, config.lr, config.weight_decay, config.workers]
+    settings += [config.ema_decay] if config.averages else []
+    settings += [config.mixup_alpha] if config.mixes else []
     if None in settings or config.batch_size == AUTO:
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()
@@ -271,16 +273,24 @@ def resolve(
     lr, weight_decay = config.lr, config.weight_decay
     images = images_per_epoch(manifest.labels[manifest.rows("train")], config.balanced)
     batch_size = config.batch_size
-    if batch_size is None or batch_size == AUTO:
+    if not isinstance(batch_size, int):
         batch_size = automatic_batch_size(images // processes)
     if lr is None:
         lr = automatic_lr(config.optimizer, has_batch_norm(network))
     if weight_decay is None:
         weight_decay = 0.001 if config.optimizer == "sgd" else 0.05
+    ema_decay, mixup_alpha = config.ema_decay, config.mixup_alpha
+    if ema_decay is None and config.averages:
+        steps = config.epochs * math.ceil(images / (batch_size * config.accumulate * processes))
+        ema_decay = automatic_ema_decay(steps)
+    if mixup_alpha is None and config.mixes:
+        mixup_alpha = automatic_mixup_alpha(config.epochs)
     return config.replace(
         data=config.data.absolute(),
         mixup=config.mixes,
+        mixup_alpha=mixup_alpha,
         ema=config.averages,
+        ema_decay=ema_decay,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
@@ -330,6 +340,16 @@ def automatic_lr(optimizer: str, batch_norm: bool) -> float:
     if optimizer == "sgd":
         return 0.02
     return 0.001 if batch_norm else 0.0002
+
+
+def automatic_ema_decay(steps: int) -> float:
+    """Return 0.997, or less where the average would remember more than a twentieth of the steps."""
+    return max(0.5, min(0.997, 1 - 20 / max(steps, 1)))
+
+
+def automatic_mixup_alpha(epochs: int) -> float:
+    """Return 1 from 100 epochs on and less below, at least 0.1: what is mixed is learned later."""
+    return min(1.0, max(0.1, epochs / 100))
 
 
 def automatic_batch_size(images: int) -> int:

@@ -43,6 +43,7 @@ def build_method(
     by default all, in the form and place that `tables` says. Methods without the ELR term keep
     targets too, so that all can be compared.
     """
+    assert config.mixup_alpha is not None or not config.mixes, "resolve() fills what is automatic"
     rows = np.arange(len(labels)) if rows is None else rows
     tables = tables or TableChoice()
 
@@ -60,6 +61,7 @@ def build_method(
     def single(part: nn.Module) -> SingleNetwork:
         average = None
         if config.averages:
+            assert config.ema_decay is not None, "resolve() fills what is automatic"
             average = WeightAverage(part, config.ema_decay, config.ema_ramp)
         return SingleNetwork(
             part,
@@ -67,7 +69,7 @@ def build_method(
             label_loss=label_loss(config, len(rows), num_classes),
             lam_ramp=config.lam_ramp,
             average=average,
-            mixup_alpha=config.mixup_alpha if config.mixes else None,
+            mixup_alpha=config.mixup_alpha,
             weigh_labels=config.weigh_labels,
         )
 

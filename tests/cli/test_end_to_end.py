@@ -15,7 +15,16 @@ import pytest
 from tests.shapes import write_shapes
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("-b", "test_resnet", "--no-pretrained", "--image-size", "32", "--workers", "0", "--no-flip")
+SMALL = (
+    "-b",
+    "test_resnet",
+    "--no-pretrained",
+    "--image-size",
+    "32",
+    "--workers",
+    "0",
+    "--no-flip",
+)
 
 
 def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:

@@ -28,7 +28,13 @@ from elrcli.config import TrainConfig
 from elrcli.data.loader import Batch, RowLoader
 from elrcli.engine import fit as module
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_snapshot
-from elrcli.engine.fit import automatic_batch_size, fit, resume
+from elrcli.engine.fit import (
+    automatic_batch_size,
+    automatic_ema_decay,
+    automatic_mixup_alpha,
+    fit,
+    resume,
+)
 from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
@@ -201,6 +207,28 @@ def test_an_existing_run_is_replaced_only_when_asked(train):
 @pytest.mark.parametrize(("images", "size"), [(2, 16), (320, 16), (640, 32), (10**6, 64)])
 def test_automatic_batch_size_leaves_twenty_steps(images, size):
     assert automatic_batch_size(images) == size
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(0, 0.5), (20, 0.5), (400, 0.95), (10**6, 0.997)])
+def test_the_automatic_average_remembers_a_twentieth_of_the_steps(steps, decay):
+    assert automatic_ema_decay(steps) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(("epochs", "alpha"), [(1, 0.1), (40, 0.4), (100, 1), (200, 1)])
+def test_short_trainings_mix_less(epochs, alpha):
+    assert automatic_mixup_alpha(epochs) == pytest.approx(alpha)
+
+
+def test_automatic_averages_and_mixup_are_kept_with_the_run(train):
+    """22 images in steps of 8: three an epoch."""
+    config = train(method="elr-plus", epochs=20).train_config()
+    assert config.ema_decay == pytest.approx(1 - 20 / 60)
+    assert config.mixup_alpha == pytest.approx(0.2)
+    given = {"ema_decay": 0.5, "mixup_alpha": 3.0}
+    config = train("given", method="elr-plus", epochs=1, **given).train_config()
+    assert (config.ema_decay, config.mixup_alpha) == (0.5, 3.0)
+    config = train("neither", epochs=1).train_config()
+    assert (config.ema_decay, config.mixup_alpha) == (None, None)
 
 
 def test_it_learns(train):

@@ -23,7 +23,9 @@ EVERYONE = torch.arange(6)
 
 def method(**settings: object) -> ELRPlus:
     pair = Pair()
-    config = TrainConfig(data="d", method="elr-plus", **settings)
+    defaults = {"ema_decay": 0.997} if settings.get("ema", True) else {}
+    defaults |= {"mixup_alpha": 1.0} if settings.get("mixup", True) else {}
+    config = TrainConfig(data="d", method="elr-plus", **(defaults | settings))
     return build_method(
         config, pair, list(pair.networks), np.zeros(6, dtype=np.int32), np.arange(6), CLASSES
     )

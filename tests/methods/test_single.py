@@ -94,8 +94,10 @@ def test_cross_entropy_equals_elr_of_weight_zero(images):
 
 def test_build_reads_the_settings():
     averages = {"ema": True, "ema_decay": 0.5, "ema_ramp": 4}
-    built = build(lam=5, beta=0.9, lam_ramp=8, mixup=True, weigh_labels=True, **averages)
-    assert (built.loss.lam, built.loss.beta, built.mixup_alpha) == (5.0, 0.9, 1.0)
+    built = build(
+        lam=5, beta=0.9, lam_ramp=8, mixup=True, mixup_alpha=0.5, weigh_labels=True, **averages
+    )
+    assert (built.loss.lam, built.loss.beta, built.mixup_alpha) == (5.0, 0.9, 0.5)
     assert (built.lam_ramp, built.weigh_labels) == (8, True)
     assert (built.average.decay, built.average.ramp_steps) == (0.5, 4)
     assert built.loss.targets.shape == (6, CLASSES)
