@@ -104,8 +104,8 @@ PRESETS: Mapping[str, Settings] = {
 def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     """Return the preset of that name with `settings` on top.
 
-    Weights to start from win over a preset that starts from scratch. Raises ConfigError for an
-    unknown name.
+    Weights to start from win over a preset that starts from scratch, and without averages or mixup
+    their values are left out. Raises ConfigError for an unknown name.
     """
     if name not in PRESETS:
         near = [preset for preset in PRESETS if preset.startswith(name)]
@@ -116,4 +116,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     preset = dict(PRESETS[name])
     if settings.get("weights") is not None:
         del preset["pretrained"]
+    for part, value in (("ema", "ema_decay"), ("mixup", "mixup_alpha")):
+        if settings.get(part) is False:
+            preset.pop(value, None)
     return {**preset, **settings}

@@ -52,6 +52,7 @@ def photos(tmp_path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_predict(photos, tmp_path):
     run = tmp_path / "run"
     program = start("train", photos, "--out", run, "--device", "cpu", "--epochs", 1, *TINY)

@@ -38,7 +38,11 @@ def trial(shapes) -> Any:
 
     def make(**settings: object) -> BatchTrial:
         given = {"data": shapes, **TINY, "val_fraction": 0.0, "batch_size": 16, **settings}
-        config = TrainConfig(**given).replace(weight_decay=0.001)
+        config = TrainConfig(**given)
+        resolved = {"weight_decay": 0.001}
+        resolved |= {"ema_decay": 0.9} if config.averages else {}
+        resolved |= {"mixup_alpha": 1.0} if config.mixes else {}
+        config = config.replace(**resolved)
         manifest = load_samples(config)
         prepared = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
         runtime = choose_runtime("cpu", config.precision)
@@ -72,6 +76,7 @@ def test_auto_multiplies_what_is_accumulated_already(train, monkeypatch):
     assert (settings.batch_size, settings.accumulate) == (4, 8)  # 2 batches of 16 before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", METHODS, ids=str)
 def test_auto_equals_the_same_numbers_given_by_hand(train, monkeypatch, settings):
     by_hand = train("by hand", batch_size=4, accumulate=4, **settings)
