@@ -48,10 +48,8 @@ class Speed(elrcli.Observer):
 
     def epoch_finished(self, metrics: Mapping[str, float]) -> None:
         """Close the epoch."""
-        (begun, before), (ended, after) = (
-            self._seen[min(WARM_UP, len(self._seen) // 2)],
-            self._seen[-1],
-        )
+        begun, before = self._seen[min(WARM_UP, len(self._seen) // 2)]
+        ended, after = self._seen[-1]
         self.speeds.append((after - before) / (ended - begun))
         self.spans.append((begun, ended))
         self._seen = []
@@ -117,12 +115,6 @@ def train(data: Path, settings: dict[str, Any], with_data: bool) -> dict[str, An
     }
 
 
-def photos(folder: Path, count: int) -> Path:
-    """Write photo-like JPEGs of 500x375 pixels in two classes."""
-    write_photos(folder, 500, 375, 90, count)
-    return folder
-
-
 def main() -> None:
     """Measure, print, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -133,16 +125,24 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, help="folder for the figures as JSON")
     args = parser.parse_args()
-    common = {"pretrained": False, "epochs": args.epochs, "workers": args.workers, "cache": "ram"}
+    common = {
+        "pretrained": False,
+        "epochs": args.epochs,
+        "workers": args.workers,
+        "cache": "ram",
+        "cuda_graphs": args.cuda_graphs,
+    }
     with tempfile.TemporaryDirectory() as made:
         works: dict[str, tuple[Path, dict[str, Any]]] = {}
         if args.cifar is not None:
             works["cifar"] = (args.cifar, {"preset": "cifar10-sym"})
         if args.images:
+            write_photos(Path(made), 500, 375, 90, args.images)
             works["photos"] = (
-                photos(Path(made), args.images),
+                Path(made),
                 {
                     "backbone": args.backbone,
                     "image_size": args.image_size,

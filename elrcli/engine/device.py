@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elrcli.engine.launch import launch
+from elrcli.engine.memory import memory_explained
 from elrcli.errors import ModelError
 from elrcli.models import Preprocessing
 
@@ -68,7 +69,8 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """
     chosen = _choose_device(device)
     if chosen.type == "cuda":
-        _let_backward_begin(chosen)
+        with memory_explained(chosen, "Choose another --device."):
+            _let_backward_begin(chosen)
     if precision == "auto":
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":

@@ -535,7 +535,8 @@ class Training:
         config, method = self.config, self.method
         is_whole = method.takes_whole_batches and config.accumulate == 1
         is_alone = self.runtime.device.type == "cuda" and self.group.processes == 1
-        if not (config.cuda_graphs and is_whole and is_alone) or config.compile:
+        is_over = self.epoch == config.epochs
+        if not (config.cuda_graphs and is_whole and is_alone) or config.compile or is_over:
             return
         training_mode(self.network, config.freeze)
         averages = [m.network for m in method.modules() if isinstance(m, WeightAverage)]
@@ -695,6 +696,7 @@ class Training:
         """Return which batch fits instead of the one that did not; this training is over."""
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
+        compute_again(self.method.modules())  # what is captured holds memory as well
         for module in (self.network, self.method, self.record):
             module.to("meta")  # without memory
         release_memory(self.runtime.device)

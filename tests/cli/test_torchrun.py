@@ -68,7 +68,6 @@ def test_two_processes_train_and_predict(photos, tmp_path):
     assert paths == sorted(str(path) for path in photos.rglob("*.png"))
 
 
-@pytest.mark.slow
 def test_what_fails_in_all_processes_is_said_once(tmp_path):
     program = start("train", tmp_path / "none", *TINY)
     _, err = program.communicate(timeout=300)

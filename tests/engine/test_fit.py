@@ -996,6 +996,15 @@ def test_settings_that_were_never_resolved_are_a_run_error(run_copy, name):
         resume(run_copy.path)
 
 
+@pytest.mark.parametrize("part", ["ema", "mixup"])
+def test_averages_and_mixup_without_a_value_are_a_run_error(run_copy, part):
+    config = run_copy.config()
+    config["settings"][part] = True
+    write_text(run_copy.config_file, json_text(config))
+    with pytest.raises(RunError, match="holds automatic settings"):
+        resume(run_copy.path)
+
+
 @pytest.mark.parametrize(
     ("part", "value", "error"),
     [

@@ -81,8 +81,11 @@ def test_nothing_is_replayed_before_backward_came_through(doubles):
 
 
 def test_the_network_computes_again(doubles):
-    compute_again([doubles, Doubles()])
+    changed = Doubles()
+    changed.forward = torch.zeros_like  # somebody else's
+    compute_again([doubles, Doubles(), changed])
     assert doubles(torch.ones(3)).tolist() == [2, 2, 2]
+    assert changed(torch.ones(3)).tolist() == [0, 0, 0]
 
 
 def test_batch_sizes_are_those_of_the_batches(train, monkeypatch):
