@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sop": {"method": "sop"},
 }
 NOISE = {"sym20": 1, "sym40": 3, "sym60": 1, "asym40": 1}  # seeds of each
+CONFUSED = {"lam": 1.0}  # for ELR where similar classes are confused, as in the paper
 
 
 class Cell(NamedTuple):
@@ -77,6 +78,8 @@ def train(cell: Cell, args: argparse.Namespace, clock: cells.Clock, folder: Path
         seed=cell.seed,
     )
     settings = NETWORKS[cell.network] | METHODS[cell.method]
+    if cell.noise.startswith("asym") and cell.method.startswith("elr"):
+        settings |= CONFUSED
     if cell.network == "pretrained":
         settings |= {"weights": args.weights}
     run = cells.train_or_resume(

@@ -142,7 +142,7 @@ class TrainConfig:
         METHOD,
         low=0.01,
         high=100.0,
-        auto="1, less below 100 epochs",
+        auto="1, less below 200 epochs",
     )
     weigh_labels: bool = setting(
         False, "Weigh the two labels of a mixed image by its target.", METHOD
@@ -175,6 +175,15 @@ class TrainConfig:
     )
     sop_lr_v: float = setting(
         10.0, "Learning rate of what sop takes from the others.", METHOD, low=0.0, only="sop"
+    )
+    sop_start: float | None = setting(
+        None,
+        "Deviation of both at the start; they grow by a factor per visit.",
+        METHOD,
+        low=1e-12,
+        high=1.0,
+        only="sop",
+        auto="1e-8, more below 40 epochs",
     )
 
     epochs: int = setting(

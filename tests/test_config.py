@@ -113,7 +113,13 @@ def test_sop_is_had_without_mixup():
 
 @pytest.mark.parametrize(
     ("name", "only"),
-    [("sl_alpha", "sl"), ("sl_beta", "sl"), ("sop_lr_u", "sop"), ("sop_lr_v", "sop")],
+    [
+        ("sl_alpha", "sl"),
+        ("sl_beta", "sl"),
+        ("sop_lr_u", "sop"),
+        ("sop_lr_v", "sop"),
+        ("sop_start", "sop"),
+    ],
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_a_setting_of_one_method_is_refused_by_the_others(name, only, method):

@@ -194,6 +194,7 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     settings = [config.batch_size, config.lr, config.weight_decay, config.workers]
     settings += [config.ema_decay] if config.averages else []
     settings += [config.mixup_alpha] if config.mixes else []
+    settings += [config.sop_start] if config.method == "sop" else []
     if None in settings or config.batch_size == AUTO:
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()
@@ -285,12 +286,16 @@ def resolve(
         ema_decay = automatic_ema_decay(steps)
     if mixup_alpha is None and config.mixes:
         mixup_alpha = automatic_mixup_alpha(config.epochs)
+    sop_start = config.sop_start
+    if sop_start is None and config.method == "sop":
+        sop_start = automatic_sop_start(config.epochs)
     return config.replace(
         data=config.data.absolute(),
         mixup=config.mixes,
         mixup_alpha=mixup_alpha,
         ema=config.averages,
         ema_decay=ema_decay,
+        sop_start=sop_start,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
@@ -348,8 +353,17 @@ def automatic_ema_decay(steps: int) -> float:
 
 
 def automatic_mixup_alpha(epochs: int) -> float:
-    """Return 1 from 100 epochs on and less below, at least 0.1: what is mixed is learned later."""
-    return min(1.0, max(0.1, epochs / 100))
+    """Return 1 from the paper's 200 epochs on and less below, at least 0.1: mixed images need time."""
+    return min(1.0, max(0.1, epochs / 200))
+
+
+def automatic_sop_start(epochs: int) -> float:
+    """Return the 1e-8 of the paper from 40 epochs on and more below, near 0.01 in 5.
+
+    What grows by a factor per visit must start from more where there are few visits; in long
+    trainings a large start lays blame on labels before the network knows anything.
+    """
+    return 10.0 ** -(1 + 7 * min(1.0, epochs / 40))
 
 
 def automatic_batch_size(images: int) -> int:

@@ -90,11 +90,13 @@ def label_loss(config: TrainConfig, num_samples: int, num_classes: int) -> Label
     if config.method == "sl":
         return partial(symmetric_cross_entropy, alpha=config.sl_alpha, beta=config.sl_beta)
     if config.method == "sop":
+        assert config.sop_start is not None, "resolve() fills what is automatic"
         return OverParameterisation(
             num_samples,
             num_classes,
             lr_u=config.sop_lr_u,
             lr_v=config.sop_lr_v,
+            start=config.sop_start,
             generator=torch.Generator().manual_seed(config.seed),
         )
     return cross_entropy

@@ -45,9 +45,10 @@ class OverParameterisation(nn.Module):
     """Cross-entropy after a correction s that each sample learns (Liu et al., ICML 2022, SOP).
 
     With y the given label as one-hot, s = u^2 y - v^2 (1 - y) is what the label has more than
-    the image shows. u and v start near zero and move by plain gradient descent with rates of
-    their own, so s stays sparse: u by the cross-entropy, v by the squared error of the
-    predicted class plus s. They are part of `state_dict`, not parameters of an optimiser.
+    the image shows. u and v start near zero, normal with deviation `start`, and move by plain
+    gradient descent with rates of their own, so s stays sparse: u by the cross-entropy, v by the
+    squared error of the predicted class plus s. They are part of `state_dict`, not parameters of
+    an optimiser.
     """
 
     per_sample = ("u", "v")
@@ -61,14 +62,16 @@ class OverParameterisation(nn.Module):
         *,
         lr_u: float,
         lr_v: float,
+        start: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.lr_u = lr_u
         self.lr_v = lr_v
-        self.register_buffer("u", torch.randn(num_samples, generator=generator) * 1e-8)
-        start = torch.randn(num_samples, num_classes, generator=generator) * 1e-8
-        self.register_buffer("v", start)
+        u = torch.randn(num_samples, generator=generator)
+        v = torch.randn(num_samples, num_classes, generator=generator)
+        self.register_buffer("u", (u * start).clamp(-1, 1))
+        self.register_buffer("v", (v * start).clamp(-1, 1))
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """Return the corrected cross-entropy of each sample and move its u and v.

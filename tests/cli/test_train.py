@@ -92,6 +92,7 @@ TOGETHER = [
     ("--sl-beta", "0.1", "sl_beta", 0.1, "--method sl"),
     ("--sop-lr-u", "1", "sop_lr_u", 1.0, "--method sop"),
     ("--sop-lr-v", "100", "sop_lr_v", 100.0, "--method sop"),
+    ("--sop-start", "0.01", "sop_start", 0.01, "--method sop"),
 ]
 
 

@@ -42,6 +42,7 @@ def trial(shapes) -> Any:
         resolved = {"weight_decay": 0.001}
         resolved |= {"ema_decay": 0.9} if config.averages else {}
         resolved |= {"mixup_alpha": 1.0} if config.mixes else {}
+        resolved |= {"sop_start": 1e-3} if config.method == "sop" else {}
         config = config.replace(**resolved)
         manifest = load_samples(config)
         prepared = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)

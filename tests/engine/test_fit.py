@@ -32,6 +32,7 @@ from elrcli.engine.fit import (
     automatic_batch_size,
     automatic_ema_decay,
     automatic_mixup_alpha,
+    automatic_sop_start,
     fit,
     resume,
 )
@@ -214,16 +215,27 @@ def test_the_automatic_average_remembers_a_twentieth_of_the_steps(steps, decay):
     assert automatic_ema_decay(steps) == pytest.approx(decay)
 
 
-@pytest.mark.parametrize(("epochs", "alpha"), [(1, 0.1), (40, 0.4), (100, 1), (200, 1)])
+@pytest.mark.parametrize(("epochs", "alpha"), [(1, 0.1), (40, 0.2), (200, 1), (400, 1)])
 def test_short_trainings_mix_less(epochs, alpha):
     assert automatic_mixup_alpha(epochs) == pytest.approx(alpha)
+
+
+@pytest.mark.parametrize(("epochs", "start"), [(400, 1e-8), (40, 1e-8), (20, 10**-4.5), (1, 0.067)])
+def test_the_corrections_of_sop_start_from_more_in_short_trainings(epochs, start):
+    assert automatic_sop_start(epochs) == pytest.approx(start, rel=0.01)
+
+
+def test_the_automatic_start_of_sop_is_kept_with_the_run(train):
+    assert train(method="sop", epochs=1).train_config().sop_start == automatic_sop_start(1)
+    assert train("given", method="sop", epochs=1, sop_start=0.5).train_config().sop_start == 0.5
+    assert train("ce", method="ce", epochs=1).train_config().sop_start is None
 
 
 def test_automatic_averages_and_mixup_are_kept_with_the_run(train):
     """22 images in steps of 8: three an epoch."""
     config = train(method="elr-plus", epochs=20).train_config()
     assert config.ema_decay == pytest.approx(1 - 20 / 60)
-    assert config.mixup_alpha == pytest.approx(0.2)
+    assert config.mixup_alpha == pytest.approx(0.1)
     given = {"ema_decay": 0.5, "mixup_alpha": 3.0}
     config = train("given", method="elr-plus", epochs=1, **given).train_config()
     assert (config.ema_decay, config.mixup_alpha) == (0.5, 3.0)
@@ -996,10 +1008,10 @@ def test_settings_that_were_never_resolved_are_a_run_error(run_copy, name):
         resume(run_copy.path)
 
 
-@pytest.mark.parametrize("part", ["ema", "mixup"])
-def test_averages_and_mixup_without_a_value_are_a_run_error(run_copy, part):
+@pytest.mark.parametrize("part", [{"ema": True}, {"mixup": True}, {"method": "sop"}])
+def test_parts_of_a_method_without_a_value_are_a_run_error(run_copy, part):
     config = run_copy.config()
-    config["settings"][part] = True
+    config["settings"] |= part
     write_text(run_copy.config_file, json_text(config))
     with pytest.raises(RunError, match="holds automatic settings"):
         resume(run_copy.path)

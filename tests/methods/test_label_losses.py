@@ -21,9 +21,9 @@ def symmetric(logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
     return symmetric_cross_entropy(logits, labels, index, alpha=0.1, beta=1.0)
 
 
-def sop(lr_u: float = 1.0, lr_v: float = 1.0) -> OverParameterisation:
+def sop(lr_u: float = 1.0, lr_v: float = 1.0, start: float = 1e-8) -> OverParameterisation:
     generator = torch.Generator().manual_seed(0)
-    return OverParameterisation(3, 2, lr_u=lr_u, lr_v=lr_v, generator=generator)
+    return OverParameterisation(3, 2, lr_u=lr_u, lr_v=lr_v, start=start, generator=generator)
 
 
 # --- by hand: probabilities 0.6 and 0.1 of the given label ---
@@ -137,3 +137,13 @@ def test_sop_takes_up_the_blame_for_a_label_that_the_network_contradicts():
     assert after[1] < 0.2 < before[1] == pytest.approx(2.302585)
     assert loss.u[0].abs() > 0.9
     assert loss.v[0, 1].abs() > 0.9
+
+
+def test_a_larger_start_of_sop_takes_fewer_visits():
+    late, early = sop(lr_u=10, lr_v=10), sop(lr_u=10, lr_v=10, start=0.01)
+    torch.testing.assert_close(early.u, 1e6 * late.u)
+    torch.testing.assert_close(early.v, 1e6 * late.v)
+    for _ in range(2):
+        slow, fast = (loss(LOGITS, LABELS, INDEX)[1] for loss in (late, early))
+    assert fast < 1 < slow == pytest.approx(2.302585)
+    assert sop(start=1.0).u.abs().max() <= 1

@@ -150,16 +150,20 @@ def test_build_gives_every_method_its_loss(images):
         ({"method": "gce"}, (1 - given**0.7) / 0.7),
         ({"method": "sl"}, 0.1 * cross + 4 * (1 - given)),
         ({"method": "sl", "sl_alpha": 6, "sl_beta": 0.5}, 6 * cross + 2 * (1 - given)),
-        ({"method": "sop"}, cross),  # before it has learned anything
+        ({"method": "sop", "sop_start": 1e-8}, cross),  # before it has learned anything
     ):
         built = build(**settings)
         torch.testing.assert_close(built.label_loss(logits, LABELS, INDEX), expected)
         assert built.loss.lam == (3.0 if settings["method"] == "elr" else 0.0)
-    built = build(method="sop", sop_lr_u=2, sop_lr_v=3)
+    sop = {"method": "sop", "sop_start": 1e-3}
+    built = build(**sop, sop_lr_u=2, sop_lr_v=3)
     assert (built.label_loss.lr_u, built.label_loss.lr_v) == (2.0, 3.0)
     assert {"label_loss.u", "label_loss.v"} <= set(built.state_dict())
-    assert built.label_loss.u.equal(build(method="sop").label_loss.u)
-    assert not built.label_loss.u.equal(build(method="sop", seed=1).label_loss.u)
+    assert built.label_loss.u.equal(build(**sop).label_loss.u)
+    assert not built.label_loss.u.equal(build(**sop, seed=1).label_loss.u)
+    torch.testing.assert_close(
+        build(**sop | {"sop_start": 2e-3}).label_loss.u, 2 * built.label_loss.u
+    )
 
 
 def test_held_out_predictions_move_targets():
