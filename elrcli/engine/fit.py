@@ -353,7 +353,10 @@ def automatic_ema_decay(steps: int) -> float:
 
 
 def automatic_mixup_alpha(epochs: int) -> float:
-    """Return 1 from the paper's 200 epochs on and less below, at least 0.1: mixed images need time."""
+    """Return 1 from the 200 epochs of the paper on and less below, at least 0.1.
+
+    What is mixed takes more epochs to learn.
+    """
     return min(1.0, max(0.1, epochs / 200))
 
 
