@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from elrcli.data.cache import ImageCache
 from elrcli.data.images import ImageProblem
 from elrcli.data.manifest import Manifest
 from elrcli.data.shares import Share
+from elrcli.data.slots import Slots
 from elrcli.data.transforms import Transform
 from elrcli.errors import TrainingError
+
+PREFETCH = 2  # batches that each worker is ahead
+RECEIVED = 3  # batches in the main process: one in use, one before it, one being pinned
 
 
 class Batch(NamedTuple):
@@ -63,12 +67,18 @@ class RowLoader:
         self.images = images_per_epoch(labels, balanced)
         self._order = _BatchOrder(rows, labels, batch_size, seed, shuffle, balanced, share)
         workers = min(workers, len(self._order))
+        if workers > 0 and _FORK == "fork":
+            # One for each batch that is asked for, and some for those that were received.
+            waiting = PREFETCH * workers + RECEIVED
+            largest = min(batch_size, max(self.batch_sizes))
+            self._order.slots = Slots(waiting, largest, transform.image_size)
         self._loader: DataLoader[Batch] = DataLoader(
-            _RowDataset(manifest, transform, seed, cache),
+            _RowDataset(manifest, transform, seed, cache, self._order.slots),
             batch_size=None,  # the sampler hands out whole batches of rows
             sampler=self._order,
             collate_fn=_as_is,  # the default would take the named tuple apart
             num_workers=workers,
+            prefetch_factor=PREFETCH if workers > 0 else None,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker if workers > 0 else None,
             multiprocessing_context=_FORK if workers > 0 else None,
@@ -127,8 +137,11 @@ def images_per_epoch(labels: np.ndarray, balanced: bool) -> int:
 _FORK = "fork" if sys.platform == "linux" else None
 
 
-class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
-    """Yields (epoch, rows of one batch); set `epoch` and `start_batch` before iterating."""
+Request = tuple[int, np.ndarray, int | None]  # epoch, rows of a batch, slot to put it in
+
+
+class _BatchOrder(Sampler[Request]):
+    """Yields what the workers are asked for; set `epoch` and `start_batch` before iterating."""
 
     def __init__(
         self,
@@ -142,6 +155,7 @@ class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
     ) -> None:
         self.epoch = 0
         self.start_batch = 0
+        self.slots: Slots | None = None
         self._rows = rows
         self._labels = labels
         processes = 1 if share is None else share.processes
@@ -154,7 +168,7 @@ class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
     def __len__(self) -> int:
         return self._num_batches
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+    def __iter__(self) -> Iterator[Request]:
         if self._num_batches == 0:
             return
         rows = self._rows
@@ -167,7 +181,8 @@ class _BatchOrder(Sampler[tuple[int, np.ndarray]]):
             rows = rows[np.isin(rows, self._share.rows)]
         # Near-equal batches: no stray last batch of one, which BatchNorm cannot train on.
         for batch in np.array_split(rows, self._num_batches)[self.start_batch :]:
-            yield self.epoch, batch
+            fits = self.slots is not None and len(batch) <= self.slots.images
+            yield self.epoch, batch, self.slots.take() if self.slots is not None and fits else None
 
 
 def _equally_many(labels: np.ndarray) -> np.ndarray:
@@ -180,17 +195,22 @@ def _equally_many(labels: np.ndarray) -> np.ndarray:
 
 class _RowDataset(Dataset[Batch]):
     def __init__(
-        self, manifest: Manifest, transform: Transform, seed: int, cache: ImageCache | None
+        self,
+        manifest: Manifest,
+        transform: Transform,
+        seed: int,
+        cache: ImageCache | None,
+        slots: Slots | None,
     ) -> None:
         self._manifest = manifest
         self._transform = transform
         self._seed = seed
         self._cache = cache
+        self._slots = slots
 
-    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
-        epoch, rows = request
-        images = _empty_images(len(rows), self._transform.image_size)
-        squares = images.numpy()
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, rows, slot = request
+        squares = self._memory(len(rows), slot)
         kept: list[int] = []
         unreadable: list[tuple[int, str]] = []
         for row in rows.tolist():
@@ -202,26 +222,29 @@ class _RowDataset(Dataset[Batch]):
             kept.append(row)
         index = np.array(kept, dtype=np.int64)
         return Batch(
-            images=images[: len(kept)].permute(0, 3, 1, 2),
+            images=self._sent(squares[: len(kept)], slot),
             labels=torch.from_numpy(self._manifest.labels[index].astype(np.int64)),
             index=torch.from_numpy(index),
             unreadable=tuple(unreadable),
         )
 
+    def _memory(self, images: int, slot: int | None) -> np.ndarray:
+        """Return memory [at least B, S, S, 3] for a batch: the slot that was asked for, or new."""
+        if self._slots is not None and slot is not None:
+            return self._slots.squares(slot)
+        size = self._transform.image_size
+        return np.empty((images, size, size, 3), dtype=np.uint8)
+
+    def _sent(self, squares: np.ndarray, slot: int | None) -> Any:
+        """Return squares [B, S, S, 3] as what arrives in the main process as a tensor."""
+        if self._slots is not None and slot is not None:
+            return self._slots.filled(slot, len(squares))
+        return torch.from_numpy(squares).permute(0, 3, 1, 2)
+
     def _square(self, row: int, seed: tuple[int, ...]) -> np.ndarray:
         if self._cache is not None:
             return self._transform(self._cache.read(row), seed)
         return self._transform.read(self._manifest.file(row), seed)
-
-
-def _empty_images(count: int, size: int) -> Tensor:
-    """Return [B, S, S, 3] uint8 without values; a worker's is shared with the main process."""
-    images = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        # As torch's own collating: otherwise the batch is copied to shared memory afterwards.
-        shared = torch.UntypedStorage._new_shared(count * size * size * 3)
-        images.set_(shared)
-    return images.resize_(count, size, size, 3)
 
 
 def _as_is(batch: Any) -> Any:

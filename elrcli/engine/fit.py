@@ -366,7 +366,7 @@ def automatic_sop_start(epochs: int) -> float:
     What grows by a factor per visit must start from more where there are few visits; in long
     trainings a large start lays blame on labels before the network knows anything.
     """
-    return 10.0 ** -(1 + 7 * min(1.0, epochs / 40))
+    return math.pow(10, -1 - 7 * min(1.0, epochs / 40))
 
 
 def automatic_batch_size(images: int) -> int:
