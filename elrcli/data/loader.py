@@ -17,7 +17,7 @@ from elrcli.data.cache import ImageCache
 from elrcli.data.images import ImageProblem
 from elrcli.data.manifest import Manifest
 from elrcli.data.shares import Share
-from elrcli.data.slots import Slots
+from elrcli.data.slots import Inline, Slots
 from elrcli.data.transforms import Transform
 from elrcli.errors import TrainingError
 
@@ -221,10 +221,11 @@ class _RowDataset(Dataset[Batch]):
                 continue
             kept.append(row)
         index = np.array(kept, dtype=np.int64)
+        labels = self._manifest.labels[index].astype(np.int64)
         return Batch(
-            images=self._sent(squares[: len(kept)], slot),
-            labels=torch.from_numpy(self._manifest.labels[index].astype(np.int64)),
-            index=torch.from_numpy(index),
+            images=self._images(squares[: len(kept)], slot),
+            labels=self._array(labels),
+            index=self._array(index),
             unreadable=tuple(unreadable),
         )
 
@@ -235,11 +236,15 @@ class _RowDataset(Dataset[Batch]):
         size = self._transform.image_size
         return np.empty((images, size, size, 3), dtype=np.uint8)
 
-    def _sent(self, squares: np.ndarray, slot: int | None) -> Any:
-        """Return squares [B, S, S, 3] as what arrives in the main process as a tensor."""
+    def _images(self, squares: np.ndarray, slot: int | None) -> Any:
+        """Return squares [B, S, S, 3] as what is a tensor in the main process."""
         if self._slots is not None and slot is not None:
             return self._slots.filled(slot, len(squares))
         return torch.from_numpy(squares).permute(0, 3, 1, 2)
+
+    def _array(self, values: np.ndarray) -> Any:
+        """Return values [B] as what is a tensor in the main process."""
+        return torch.from_numpy(values) if self._slots is None else Inline(values)
 
     def _square(self, row: int, seed: tuple[int, ...]) -> np.ndarray:
         if self._cache is not None:

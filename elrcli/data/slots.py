@@ -1,7 +1,8 @@
 """Memory of batches that loading processes write into and the main process reads, used in turn.
 
 Fresh shared memory costs more than a cached image: the kernel has to hand over and clear every page
-of it. So a batch goes into a slot that both sides have already, and only its number is sent.
+of it. So the images of a batch go into a slot that both sides have already, and only its number is
+sent.
 """
 
 from __future__ import annotations
@@ -62,6 +63,19 @@ class FilledSlot:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, self._place
+
+
+class Inline:
+    """A small array that travels within the message and arrives as a tensor.
+
+    As a tensor it would be shared memory of its own, which is handed over through a socket.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.from_numpy, (self._values,)
 
 
 def _arrived(slots: int, slot: int, images: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from elrcli.data.loader import PREFETCH, RECEIVED, RowLoader
 from elrcli.data.manifest import Manifest, load_data
-from elrcli.data.slots import Slots
+from elrcli.data.slots import Inline, Slots
 from elrcli.data.transforms import train_transform
 
 ASKED = PREFETCH + RECEIVED  # slots of one worker
@@ -111,3 +111,10 @@ def test_an_epoch_that_is_left_early_loses_no_slot(manifest):
 
 def test_without_workers_there_are_no_slots(manifest):
     assert loader(manifest, workers=0)._order.slots is None
+
+
+def test_a_small_array_arrives_as_a_tensor():
+    values = np.array([3, 1 << 40])
+    arrived = pickle.loads(pickle.dumps(Inline(values)))
+    assert arrived.dtype == torch.int64
+    assert arrived.tolist() == values.tolist()
