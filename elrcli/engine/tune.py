@@ -3,7 +3,8 @@
 Short runs choose the learning rate. What lambda and beta do shows only once a network begins to
 memorise: their runs take what is left of a quarter of the cost of the whole grid. The criterion is
 the share of validation images whose given label is predicted, at the end of a run. Every run has
-the whole learning-rate schedule, squeezed into its epochs, and the same validation rows.
+the whole learning-rate schedule, squeezed into its epochs, and the same validation rows: more than
+the training itself would hold out, where they are few.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elrcli.config import TrainConfig, read_json_object
-from elrcli.data.manifest import Manifest, manifest_text
+from elrcli.data.manifest import Manifest, draw_validation, manifest_text
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
@@ -33,6 +34,7 @@ LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
 LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate
 COST = 1 / 4  # of what the whole grid would take
 SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: the runs for the rate, and the least for the others
+ENOUGH, LARGEST_SHARE = 500, 0.3  # validation images, and the most that are taken of few
 MIN_EPOCHS = 2  # one epoch has no targets to speak of
 # A search may go on with others.
 MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes", "table_device")
@@ -136,13 +138,16 @@ def tune(
     if lrs is None:
         lrs = [float(f"{factor * automatic:.3g}") for factor in LR_FACTORS]
     grid = _grid(config, lambdas, betas, lrs)
-    manifest = load_samples(config)
+    samples = load_samples(config.replace(val_fraction=0.0))
+    fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
+    searched = config.replace(val_fraction=fraction)
+    manifest = draw_validation(samples, fraction, config.seed)
     val_images = len(manifest.rows("val"))
     if val_images == 0:
         raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
     group = current_group()
     folder = out or group.from_first(lambda: new_path(config.data, "tune"))
-    description = _description(config, grid, manifest)
+    description = _description(searched, grid, manifest)
     group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
 
     sizes = {name: len(values) for name, values in grid.items()}
@@ -161,7 +166,7 @@ def tune(
             candidate = pick._replace(**{name: value})
             title = f"{number} of {len(values)}"
             predicted = _run_trial(
-                config, candidate, epochs[name], manifest, folder, title, observer
+                searched, candidate, epochs[name], manifest, folder, title, observer
             )
             trial = Trial(candidate, epochs[name], None)
             if predicted is not None:
@@ -184,6 +189,17 @@ def tune(
         val_images=val_images,
         cost=planned / (config.epochs * math.prod(sizes.values())),
     )
+
+
+def search_fraction(fraction: float, images: int) -> float:
+    """Return the share of `images` that a search compares by, at least `fraction`.
+
+    The search trains only to compare, and few noisy labels cannot: it holds out ENOUGH of the
+    images, or LARGEST_SHARE of them where that is less. A fraction of 0 stays.
+    """
+    if fraction == 0.0 or images == 0:
+        return fraction
+    return max(fraction, min(LARGEST_SHARE, ENOUGH / images))
 
 
 def plan_epochs(sizes: Mapping[str, int], epochs: int) -> tuple[dict[str, int], int]:

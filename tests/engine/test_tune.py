@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest
 from elrcli.engine import tune as search
+from elrcli.engine.fit import load_samples
 from elrcli.engine.observer import Observer
 from elrcli.engine.tune import (
     Candidate,
@@ -19,6 +21,7 @@ from elrcli.engine.tune import (
     TuneResult,
     choose,
     plan_epochs,
+    search_fraction,
     shortened,
     tune,
 )
@@ -83,6 +86,31 @@ def test_runs_that_would_be_too_short_to_compare_are_longer():
     assert plan_epochs({"lr": 3, "lam": 3, "beta": 2}, 1) == ({"lr": 1, "lam": 1, "beta": 1}, 7)
 
 
+@pytest.mark.parametrize(
+    ("asked", "images", "share"),
+    [(0.1, 100, 0.3), (0.1, 2_000, 0.25), (0.1, 50_000, 0.1), (0.5, 100, 0.5), (0.0, 100, 0.0)],
+)
+def test_few_images_are_compared_by_more_of_them(asked, images, share):
+    assert search_fraction(asked, images) == pytest.approx(share)
+
+
+def test_the_search_holds_out_more_than_the_training(config, tmp_path, trained):
+    config = config.replace(val_fraction=0.1)
+    result = tune(config, tmp_path / "t", **GRID)
+    assert {call.val_fraction for call in trained} == {0.3}
+    assert result.val_images == len(load_samples(trained[0]).rows("val")) == 7  # of 24
+    assert result.config.val_fraction == 0.1
+
+
+def test_a_validation_split_of_the_data_is_taken_as_it_is(config, tmp_path, trained):
+    for number, image in enumerate(sorted(config.data.rglob("*.png"))):
+        copy = tmp_path / "data" / ("train" if number % 6 else "val") / image.parent.name
+        copy.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, copy)
+    result = tune(config.replace(data=tmp_path / "data"), tmp_path / "t", **GRID)
+    assert result.val_images == 4
+
+
 def test_the_schedule_is_squeezed():
     config = TrainConfig(data=Path("d"), epochs=40, warmup=4, milestones=(0.5, 20, 30), lam_ramp=7)
     short = shortened(config, 20)
@@ -130,7 +158,7 @@ def test_one_setting_after_the_other(config, tmp_path, trained):
         ("beta", 2, 2),
     ]
     assert result.trials[0] == Trial(Candidate(3.0, 0.7, 0.01), 2, 116 / 150)
-    assert (result.val_images, result.cost) == (6, 16 / 64)
+    assert (result.val_images, result.cost) == (7, 16 / 64)
     with (tmp_path / "t/trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
@@ -285,8 +313,8 @@ def test_validation_marks_follow_the_manifest(config, tmp_path):
     )
     for trial, folder in zip(found.trials, sorted((tmp_path / "t/trials").iterdir()), strict=True):
         text = (folder / "validation.txt").read_text().strip()
-        assert len(text) == 6
-        assert trial.agreement == text.count("1") / 6
+        assert len(text) == 7
+        assert trial.agreement == text.count("1") / 7
         assert RunFolder(folder).metrics()[-1]["val_agreement"] == pytest.approx(trial.agreement)
 
 
