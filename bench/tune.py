@@ -24,9 +24,19 @@ from elrcli.config import TrainConfig
 from elrcli.engine.fit import fit
 from elrcli.engine.tune import Candidate, tune
 
-SETS = ("digits-sym20", "digits-sym40", "digits-asym30", "cifar5-sym40", "shapes12-sym30")
+SETS = (
+    "digits-sym20",
+    "digits-sym40",
+    "digits-asym30",
+    "cifar5-sym40",
+    "shapes12-sym30",
+    "cifar5b-sym20",
+)
 CIFAR_IMAGES, CIFAR_TESTS = 1500, 2500
-CIFAR_CLASSES = ("airplane", "automobile", "cat", "frog", "ship")
+CIFAR_CLASSES = {
+    "cifar5": ("airplane", "automobile", "cat", "frog", "ship"),
+    "cifar5b": ("bird", "deer", "dog", "horse", "truck"),
+}
 GRID: dict[str, tuple[float, ...]] = {
     "lambdas": (1.0, 3.0, 7.0),
     "betas": (0.7, 0.9),
@@ -57,9 +67,8 @@ def make_config(name: str, folder: Path, cifar: Path | None, labels: Path | None
     else:
         if cifar is None or labels is None:
             raise SystemExit("CIFAR-10 needs --cifar and --labels.")
-        made = sets.cifar(
-            out, cifar, labels, noise, CIFAR_IMAGES, CIFAR_TESTS, classes=CIFAR_CLASSES
-        )
+        classes = CIFAR_CLASSES[kind]
+        made = sets.cifar(out, cifar, labels, noise, CIFAR_IMAGES, CIFAR_TESTS, classes=classes)
     return TrainConfig(**{"data": made.csv, **made.settings, **TRAINING})
 
 

@@ -1,4 +1,4 @@
-"""A short search over learning rate, lambda and beta, one after the other.
+"""A short search over learning rate, beta and lambda, one after the other.
 
 Short runs choose the learning rate. What lambda and beta do shows only once a network begins to
 memorise: their runs take what is left of a quarter of the cost of the whole grid. The criterion is
@@ -123,7 +123,7 @@ def tune(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> TuneResult:
-    """Search learning rate, lambda and beta for the training that `config` describes.
+    """Search learning rate, beta and lambda for the training that `config` describes.
 
     `lrs` defaults to LR_FACTORS times the automatic rate, `out` to `runs/<data>-tune-<time>`; a
     search that is there already goes on. Processes started by torchrun search together. Raises
@@ -172,7 +172,7 @@ def tune(
             if predicted is not None:
                 hits[candidate] = predicted
                 trial = trial._replace(agreement=float(predicted.mean()))
-            if trial not in done:  # one value of beta has been trained with for lambda
+            if trial not in done:  # one value of lambda has been trained with for beta
                 done.append(trial)
             if group.is_first:
                 write_text(folder / "trials.csv", _table(done))
@@ -257,7 +257,7 @@ def _grid(
     """Return the values by field of Candidate in the order of the search, each checked."""
     grid = {
         name: [getattr(config.replace(**{name: value}), name) for value in dict.fromkeys(values)]
-        for name, values in (("lr", lrs), ("lam", lambdas), ("beta", betas))
+        for name, values in (("lr", lrs), ("beta", betas), ("lam", lambdas))
     }
     if min(grid["lr"], default=0.0) <= 0:
         raise ConfigError("--lrs: needs learning rates above 0.")

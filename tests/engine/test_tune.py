@@ -146,16 +146,16 @@ def test_one_setting_after_the_other(config, tmp_path, trained):
     assert [(call.epochs, call.lr, call.lam, call.beta) for call in trained] == [
         (2, 0.01, 3.0, 0.7),  # with lambda and beta of the defaults
         (2, 0.02, 3.0, 0.7),
-        (4, 0.01, 1.0, 0.7),  # (8 * 8 / 4 - 2 * 2) / 3 epochs
-        (4, 0.01, 3.0, 0.7),
-        (4, 0.01, 1.0, 0.5),  # 0.7 has been trained with
+        (4, 0.01, 3.0, 0.7),  # (8 * 8 / 4 - 2 * 2) / 3 epochs
+        (4, 0.01, 3.0, 0.5),
+        (4, 0.01, 1.0, 0.7),  # lambda 3 has been trained with
     ]
     assert result.pick == Candidate(1.0, 0.7, 0.01)
     assert result.config == config.replace(lam=1.0, beta=0.7, lr=0.01)
     assert [(name, each.within, each.compared) for name, each in result.choices.items()] == [
         ("lr", 1, 2),
-        ("lam", 1, 2),
         ("beta", 2, 2),
+        ("lam", 1, 2),
     ]
     assert result.trials[0] == Trial(Candidate(3.0, 0.7, 0.01), 2, 116 / 150)
     assert (result.val_images, result.cost) == (7, 16 / 64)
@@ -174,9 +174,9 @@ def test_one_setting_after_the_other(config, tmp_path, trained):
 def test_the_grid_around_the_automatic_rate(config, tmp_path, trained):
     result = tune(config, tmp_path / "t")
     assert [call.lr for call in trained[:3]] == [0.006, 0.02, 0.06]
-    assert [call.lam for call in trained[3:6]] == [1.0, 3.0, 7.0]
-    assert [call.beta for call in trained[6:]] == [0.9]
-    assert [step["setting"] for step in result.to_dict()["steps"]] == ["lr", "lambda", "beta"]
+    assert [call.beta for call in trained[3:5]] == [0.7, 0.9]
+    assert [call.lam for call in trained[5:]] == [1.0, 7.0]  # 3 has been trained with
+    assert [step["setting"] for step in result.to_dict()["steps"]] == ["lr", "beta", "lambda"]
 
 
 def test_runs_of_one_length_are_trained_once(config, tmp_path, trained):
