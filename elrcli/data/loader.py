@@ -181,8 +181,8 @@ class _BatchOrder(Sampler[Request]):
             rows = rows[np.isin(rows, self._share.rows)]
         # Near-equal batches: no stray last batch of one, which BatchNorm cannot train on.
         for batch in np.array_split(rows, self._num_batches)[self.start_batch :]:
-            fits = self.slots is not None and len(batch) <= self.slots.images
-            yield self.epoch, batch, self.slots.take() if self.slots is not None and fits else None
+            slot = None if self.slots is None else self.slots.take(len(batch))
+            yield self.epoch, batch, slot
 
 
 def _equally_many(labels: np.ndarray) -> np.ndarray:

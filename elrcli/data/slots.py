@@ -27,16 +27,19 @@ class Slots:
     """
 
     def __init__(self, count: int, images: int, size: int) -> None:
-        self.images = images
-        self._memory = mmap.mmap(-1, count * images * size * size * 3)  # shared, without a name
-        pixels = np.frombuffer(self._memory, dtype=np.uint8)
+        memory = mmap.mmap(-1, count * images * size * size * 3)  # shared, without a name
+        pixels = np.frombuffer(memory, dtype=np.uint8)
         self._squares = pixels.reshape(count, images, size, size, 3)
         self._free = deque(range(count))
         _ALL[id(self)] = self
 
-    def take(self) -> int | None:
-        """Return a free slot, which counts as taken from now on; None if there is none."""
-        return self._free.popleft() if self._free else None
+    def take(self, images: int) -> int | None:
+        """Return a free slot for so many images, which counts as taken now; None if there is none.
+
+        None, too, for more images than a slot holds.
+        """
+        fits = images <= self._squares.shape[1]
+        return self._free.popleft() if fits and self._free else None
 
     def squares(self, slot: int) -> np.ndarray:
         """Return the slot's memory [images, S, S, 3], to write to in a loading process."""

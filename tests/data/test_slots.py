@@ -43,7 +43,7 @@ def free_slots(loader: RowLoader) -> int:
 
 def test_what_another_process_writes_arrives_as_a_tensor():
     slots = Slots(2, images=3, size=4)
-    slot = slots.take()
+    slot = slots.take(3)
 
     def write(queue) -> None:
         slots.squares(slot)[:2] = [[[[1, 2, 3]]], [[[4, 5, 6]]]]
@@ -63,16 +63,31 @@ def test_what_another_process_writes_arrives_as_a_tensor():
 
 def test_a_slot_is_free_when_the_last_view_of_its_images_is_gone():
     slots = Slots(1, images=2, size=4)
-    slot = slots.take()
-    assert slots.take() is None
+    slot = slots.take(2)
+    assert slots.take(2) is None
     images = pickle.loads(pickle.dumps(slots.filled(slot, 2)))
     view = images[1:, 0].reshape(-1)[3:]
     del images
     gc.collect()
-    assert slots.take() is None
+    assert slots.take(2) is None
     del view
     gc.collect()
-    assert slots.take() == slot
+    assert slots.take(2) == slot
+
+
+def test_a_batch_without_a_readable_image_leaves_its_slot_free():
+    slots = Slots(1, images=2, size=4)
+    images = pickle.loads(pickle.dumps(slots.filled(slots.take(2), 0)))
+    assert images.shape == (0, 3, 4, 4)
+    del images
+    gc.collect()
+    assert slots.take(2) == 0
+
+
+def test_more_images_than_a_slot_holds_get_none():
+    slots = Slots(1, images=2, size=4)
+    assert slots.take(3) is None
+    assert slots.take(1) == 0
 
 
 def test_images_outlive_their_slots():
