@@ -37,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "elr, ema, mixup": {"method": "elr", "ema": True, "mixup": True},
     "elr-plus": {"method": "elr-plus"},
     "sop": {"method": "sop"},
+    "gce": {"method": "gce"},
+    "sl": {"method": "sl"},
 }
 NOISE = {"sym20": 1, "sym40": 3, "sym60": 1, "asym40": 1}  # seeds of each
 CONFUSED = {"lam": 1.0}  # for ELR where similar classes are confused, as in the paper
