@@ -51,6 +51,10 @@ class RunError(ElrError):
     """A run folder is missing, incomplete, or in the way."""
 
 
+class NotWritten(RunError):
+    """A file of a run cannot be written; what was there before is intact."""
+
+
 class TrainingError(ElrError):
     """Training cannot go on; the last saved state is intact."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, read_manifest
-from elrcli.errors import ConfigError, DataError, RunError, is_text, legible
+from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")
 # What `atomic_path` makes: its name ends in 8 characters of `tempfile`.
@@ -338,7 +338,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}).") from None
+        raise NotWritten(f"{path}: cannot be written ({error.strerror}).") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -349,7 +349,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
+        raise NotWritten(f"{path}: cannot be written ({error.strerror or error}).") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -127,7 +127,9 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     classes = ("circle", "square", "triangle")
     write_shapes(tmp_path / "photos", per_class=8, classes=classes, flip_share=0.1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elrcli.engine.fit.worker_count", lambda requested: 0)  # faster to start
+    monkeypatch.setattr(
+        "elrcli.engine.automatic.worker_count", lambda requested: 0
+    )  # faster to start
     names: dict[str, Any] = {"__name__": "page"}
     for start, text in blocks(page, "python"):
         place = f"{name_of(page)}:{start}"

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +72,8 @@ class RowLoader:
             # One for each batch that is asked for, and some for those that were received.
             waiting = PREFETCH * workers + RECEIVED
             largest = min(batch_size, max(self.batch_sizes))
-            self._order.slots = Slots(waiting, largest, transform.image_size)
+            with suppress(OSError):  # refused: the batches get fresh memory instead
+                self._order.slots = Slots(waiting, largest, transform.image_size)
         self._loader: DataLoader[Batch] = DataLoader(
             _RowDataset(manifest, transform, seed, cache, self._order.slots),
             batch_size=None,  # the sampler hands out whole batches of rows

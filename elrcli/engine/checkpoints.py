@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from elrcli.errors import RunError
+from elrcli.errors import NotWritten, RunError
 from elrcli.run import atomic_path
 
 NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?\.safetensors")
@@ -90,7 +90,7 @@ def write_tensors(
         try:
             safetensors.torch.save_file(tensors, temporary, metadata)
         except SafetensorError as error:  # its name for a full disk, too
-            raise RunError(f"{path}: cannot be written ({error}).") from None
+            raise NotWritten(f"{path}: cannot be written ({error}).") from None
 
 
 def load_checkpoint(

@@ -22,9 +22,10 @@ import numpy as np
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
+from elrcli.engine.automatic import automatic_lr
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
-from elrcli.engine.fit import automatic_lr, fit, load_samples, resume
+from elrcli.engine.fit import fit, load_samples, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from elrcli.models import create_network, has_batch_norm

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import multiprocessing
 import pickle
 
@@ -122,6 +124,18 @@ def test_an_epoch_that_is_left_early_loses_no_slot(manifest):
         next(one.epoch(epoch))
     assert len(list(one.epoch(3))) == len(one)
     assert free_slots(one) == ASKED
+
+
+def test_where_the_system_refuses_slots_batches_get_fresh_memory(manifest, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    expected = [batch.images.clone() for batch in loader(manifest).epoch(0)]
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    without = loader(manifest)
+    assert without._order.slots is None
+    for batch, images in zip(without.epoch(0), expected, strict=True):
+        assert torch.equal(batch.images, images)
 
 
 def test_without_workers_there_are_no_slots(manifest):

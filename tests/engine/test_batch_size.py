@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from elrcli.config import TrainConfig
-from elrcli.engine import fit as module
+from elrcli.engine import automatic, training
 from elrcli.engine.batch_size import BatchTrial, with_fitting_batch
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.device import choose_runtime
@@ -52,16 +52,16 @@ def trial(shapes) -> Any:
     return make
 
 
-def automatic(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+def automatic_size(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     """Let the automatic batch size be what it is for many images."""
-    monkeypatch.setattr(module, "automatic_batch_size", lambda of: images)
+    monkeypatch.setattr(automatic, "automatic_batch_size", lambda of: images)
 
 
 # --- auto ---
 
 
 def test_auto_halves_until_it_fits_and_accumulates(train, monkeypatch):
-    automatic(monkeypatch, 64)
+    automatic_size(monkeypatch, 64)
     memory_for(monkeypatch, 16)
     heard = Recorder()
     run = train(batch_size="auto", epochs=1, observer=heard)
@@ -242,7 +242,7 @@ def test_a_training_that_does_not_fit_on_the_device_at_all(train, monkeypatch, r
     def refuse(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(module, "build_method", refuse)
+    monkeypatch.setattr(training, "build_method", refuse)
     message = r"^cpu: out of memory\. Choose a smaller --backbone, or another --device\.$"
     with pytest.raises(OutOfMemory, match=message):
         train()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from elrcli.data.loader import RowLoader
 from elrcli.data.transforms import eval_transform
-from elrcli.engine import fit as module
 from elrcli.engine import graphs
+from elrcli.engine import training as module
 from elrcli.engine.device import Runtime, choose_runtime
-from elrcli.engine.fit import Training
 from elrcli.engine.graphs import ReplayedForward, compute_again, replay_on_gpu
 from elrcli.engine.observer import Observer
+from elrcli.engine.training import Training
 from elrcli.models import Preprocessing, create_network
 from elrcli.run import RunFolder
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from elrcli.data.loader import Batch
 from elrcli.data.shares import Share
-from elrcli.engine.fit import Training
 from elrcli.engine.interrupts import StopSignals
 from elrcli.engine.observer import Observer
+from elrcli.engine.training import Training
 from elrcli.methods.mixup import Mixup
 from elrcli.run import RunFolder
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from elrcli.engine import fit as module
+from elrcli.engine import training as module
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.fit import resume
 from elrcli.errors import Interrupted, RunError, TrainingError
@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
             train("run", batch_size=4)
     monkeypatch.undo()
     assert str(caught.value).endswith(
-        "cannot be written (No space left on device). The last checkpoint is intact. Make room, "
+        "cannot be written (No space left on device). The last checkpoint is intact. Mend this, "
         f"then continue with: elr train --resume {tmp_path / 'run'}"
     )
     names = {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from elrcli.audit.run import audit_run
-from elrcli.engine import fit as module
+from elrcli.engine import automatic
+from elrcli.engine import training as module
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.fit import resume
 from elrcli.engine.observer import Observer
@@ -50,7 +51,7 @@ def test_a_table_on_the_host_changes_nothing(train):
 
 def test_the_choice_is_said_and_kept(train, monkeypatch, tmp_path):
     """A device with 1 kB: the tables of 24 samples and 3 classes have 576 bytes as fp32."""
-    monkeypatch.setattr(module, "free_memory", lambda device: 1152)
+    monkeypatch.setattr(automatic, "free_memory", lambda device: 1152)
     observer = Notes()
     run = train(observer=observer)
     assert run.config()["settings"]["table"] == "fp16"
