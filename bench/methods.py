@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gce": {"method": "gce"},
     "sl": {"method": "sl"},
 }
-NOISE = {"sym20": 1, "sym40": 3, "sym60": 1, "asym40": 1}  # seeds of each
+NOISE = {"sym20": 1, "sym40": 3, "sym60": 1, "asym40": 1}  # seeds of each, without --seeds
 CONFUSED = {"lam": 1.0}  # for ELR where similar classes are confused, as in the paper
 
 
@@ -60,12 +60,17 @@ class Cell(NamedTuple):
 
 def chosen_cells(args: argparse.Namespace) -> Iterator[Cell]:
     """Yield the cells that were asked for, first seeds first."""
-    for seed in range(max(NOISE.values())):
+    for seed in range(args.seeds or max(NOISE.values())):
         for network in args.networks:
             for noise in args.noise:
                 for method in args.methods:
-                    if seed < NOISE.get(noise, 1):
+                    if seed < seeds_of(noise, args):
                         yield Cell(network, noise, seed, method)
+
+
+def seeds_of(noise: str, args: argparse.Namespace) -> int:
+    """Return how many seeds a kind of labels has."""
+    return args.seeds or NOISE.get(noise, 1)
 
 
 def train(cell: Cell, args: argparse.Namespace, clock: cells.Clock, folder: Path) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def print_table(args: argparse.Namespace) -> None:
             for method in args.methods:
                 found = [
                     json.loads(path.read_text())
-                    for seed in range(NOISE.get(noise, 1))
+                    for seed in range(seeds_of(noise, args))
                     if (path := Cell(network, noise, seed, method).result(args.out)).exists()
                 ]
                 row.append(_shown(found))
@@ -141,6 +146,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--noise", nargs="+", default=list(NOISE), help="also aggre, rand1")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, help="of every kind of labels")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--tests", type=int, default=2000, help="test images")
     parser.add_argument("--device", default="cpu")
