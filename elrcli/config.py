@@ -323,18 +323,24 @@ class TrainConfig:
             if self.method != only and getattr(self, spec.name) != spec.default:
                 option = option_name(spec.name)
                 raise ConfigError(f"{option}: only --method {only} uses it. Leave it out.")
+        if self.clip_grad == 0.0:
+            raise ConfigError("--clip-grad 0: nothing would be learned. Leave it out for no limit.")
         if self.sync_bn and self.method == "elr-halves":
             raise ConfigError("--sync-bn: cannot be had with --method elr-halves.")
         if self.sync_bn and self.freeze != "none":
             raise ConfigError(f"--sync-bn: --freeze {self.freeze} fixes BatchNorm. Leave it out.")
         term, average = "the loss has no ELR term", "there is no weight average. Add --ema"
         mixed = "no labels are mixed. Add --mixup"
+        steps, restarts = (f"only --schedule {kind} uses it" for kind in ("step", "restarts"))
         for name, is_used, why in (
             ("lam_ramp", self.has_elr_term, f"{term}. Leave it out"),
             ("ema_ramp", self.averages, average),
             ("ema_decay", self.averages, average),
             ("weigh_labels", self.mixes, mixed),
             ("mixup_alpha", self.mixes, mixed),
+            ("milestones", self.schedule == "step", steps),
+            ("step_factor", self.schedule == "step", steps),
+            ("restart_epochs", self.schedule == "restarts", restarts),
         ):
             if not is_used and getattr(self, name) != getattr(TrainConfig, name):
                 raise ConfigError(f"{option_name(name)}: {why}.")

@@ -104,8 +104,9 @@ PRESETS: Mapping[str, Settings] = {
 def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     """Return the preset of that name with `settings` on top.
 
-    Weights to start from win over a preset that starts from scratch, and without averages or mixup
-    their values are left out. Raises ConfigError for an unknown name.
+    Weights to start from win over a preset that starts from scratch. Without averages or mixup
+    their values are left out, with another schedule those of the preset's. Raises ConfigError for
+    an unknown name.
     """
     if name not in PRESETS:
         near = [preset for preset in PRESETS if preset.startswith(name)]
@@ -118,5 +119,8 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         del preset["pretrained"]
     for part, value in (("ema", "ema_decay"), ("mixup", "mixup_alpha")):
         if settings.get(part) is False:
+            preset.pop(value, None)
+    if settings.get("schedule", preset["schedule"]) != preset["schedule"]:
+        for value in ("milestones", "step_factor", "restart_epochs"):
             preset.pop(value, None)
     return {**preset, **settings}

@@ -117,8 +117,7 @@ class RunFolder:
     def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
         """Make an empty run folder; an existing one is replaced only with `overwrite`."""
         run = cls(path)
-        if run._holds_something() and not overwrite:
-            raise RunError(f"{path}: exists. Add --overwrite, or choose another --out.")
+        run.check_free(overwrite=overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.remove_leftovers()
@@ -126,6 +125,11 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
         return run
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raise RunError where no run may be made: over another one only with `overwrite`."""
+        if self._holds_something() and not overwrite:
+            raise RunError(f"{self.path}: exists. Add --overwrite, or choose another --out.")
 
     def _holds_something(self) -> bool:
         """Tell whether there is a run; raises RunError if the place is taken by something else."""

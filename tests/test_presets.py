@@ -162,6 +162,14 @@ def test_without_averages_and_mixup_their_values_are_left_out():
         )
 
 
+def test_another_schedule_leaves_out_the_values_of_the_presets():
+    for name in ("cifar10-sym", "cifar10-sym-star"):
+        settings = with_preset(name, {"schedule": "cosine"})
+        assert TrainConfig(data=Path("d"), **settings).schedule == "cosine"
+    kept = with_preset("cifar10-sym", {"schedule": "step"})
+    assert kept["milestones"] == PRESETS["cifar10-sym"]["milestones"]
+
+
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(ConfigError) as caught:
         with_preset("cifar10-symm", {})

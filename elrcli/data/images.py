@@ -260,7 +260,7 @@ def _range(values: np.ndarray, strips: list[slice]) -> tuple[float, float]:
     if top <= 65535.0:
         return 0.0, 1.0 if top <= 255.0 else 1 / 257
     low = min(float(_finite(values[strip]).min()) for strip in strips)
-    return low, 255.0 / (top - low)
+    return low, 255.0 / max(top - low, 1.0)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

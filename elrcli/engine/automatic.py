@@ -67,7 +67,8 @@ def table_choice(
         config.table_device,
         rows=-(-len(manifest) // group.processes),
         classes=manifest.num_classes,
-        tables=1 + config.networks,  # targets, predictions and, of two halves, the held-out ones
+        # Targets, predictions; of two halves, the held-out ones; what is learned of each image.
+        tables=1 + config.networks + (config.method == "sop"),
         device=str(runtime.device),
         free=(min(own for own, _ in free), min(host for _, host in free)),
     )

@@ -120,6 +120,11 @@ def load_checkpoint(
     raise RunError(f"{told[0]}, and there is no other. Train again.")
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Tell whether there is a checkpoint: a killed run may leave the folder without one."""
+    return len(_checkpoints(folder)) > 0
+
+
 def _checkpoints(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     """Return ((epoch, batch), file) of all checkpoints, oldest first."""
     found = [

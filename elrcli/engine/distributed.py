@@ -277,6 +277,10 @@ class GradientMean:
             for bucket in self._buckets:
                 bucket.missing = len(bucket.parameters)
 
+    def forget(self) -> None:
+        """Let go of what backward passes of an unfinished step have found."""
+        self._images = None
+
     @torch.no_grad()
     def finish(self) -> None:
         """Make every gradient the mean over all processes."""

@@ -35,9 +35,7 @@ from elrcli.models import (
 )
 from elrcli.run import RunFolder, json_text, new_path, write_text
 
-SECONDS_BETWEEN_CURVES = 30.0
-MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
-NAMED = 4  # images of a bad batch
+NAMED = 4  # classes in a note
 NETWORK_TOO_LARGE = "Choose a smaller --backbone, or another --device."
 
 
@@ -64,6 +62,8 @@ def fit(
         from elrcli.engine.tensorboard import writer_class
 
         writer_class()  # say that the package is missing before anything is written
+    if out is not None:  # say so before the work, which takes minutes
+        group.from_first(lambda: RunFolder(out).check_free(overwrite=overwrite))
     manifest = load_samples(config)
     if len(manifest.rows("train")) < 2:
         raise DataError(f"{config.data}: too few training images. At least 2 are needed.")

@@ -177,11 +177,12 @@ def replay_on_gpu(
     mode. Returns why not, with the networks as they were, if the GPU cannot capture them. Nothing
     else may use it meanwhile.
     """
-    # One memory for each kind of pass: of a kind there is one at a time.
-    pools = torch.cuda.graph_pool_handle(), torch.cuda.graph_pool_handle()
+    judging_pool = torch.cuda.graph_pool_handle()  # one memory: these passes come one at a time
     captured: dict[nn.Module, ReplayedForward] = {}
     try:
         for network in dict.fromkeys([*learning, *judging]):
+            # Between forward and backward of one network another's may come: a memory for each.
+            pool = torch.cuda.graph_pool_handle()
             modes = {module: module.training for module in network.modules()}
             before = [buffer.clone() for buffer in network.buffers()]
             passes: tuple[dict[torch.Size, Forward], ...] = {}, {}
@@ -189,14 +190,14 @@ def replay_on_gpu(
                 if network in learning:
                     for size in learning_sizes:
                         images = blank_images(size, runtime, prepared)
-                        passes[0][images.shape] = _LearningPasses(
-                            network, images, runtime, pools[0]
-                        )
+                        passes[0][images.shape] = _LearningPasses(network, images, runtime, pool)
                 network.eval()
                 if network in judging:
                     for size in judging_sizes:
                         images = blank_images(size, runtime, prepared)
-                        passes[1][images.shape] = _JudgingPass(network, images, runtime, pools[1])
+                        passes[1][images.shape] = _JudgingPass(
+                            network, images, runtime, judging_pool
+                        )
             finally:
                 for module, training in modes.items():
                     module.training = training

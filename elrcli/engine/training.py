@@ -72,7 +72,6 @@ from elrcli.run import RunFolder, csv_text, write_text
 SECONDS_BETWEEN_CURVES = 30.0
 MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
 NAMED = 4  # images of a bad batch
-NETWORK_TOO_LARGE = "Choose a smaller --backbone, or another --device."
 
 
 def too_many_unreadable(unreadable: int, images: int, share: float) -> bool:
@@ -156,7 +155,7 @@ class Training:
         self.labels = torch.from_numpy(manifest.labels[own].astype(np.int64)).to(device)
         truth = None if manifest.truth is None else manifest.truth[own].astype(np.int64)
         self.truth = None if truth is None else torch.from_numpy(truth).to(device)
-        self.rows = {
+        self.places = {
             split: torch.from_numpy(np.flatnonzero(manifest.splits[own] == code)).to(device)
             for code, split in enumerate(SPLITS)
         }
@@ -298,7 +297,7 @@ class Training:
         if self.config.on_nan == "stop" or self.halvings == MOST_HALVINGS:
             also = f", even at {self._peak_lr:g}" if self.halvings else ""
             retry = "" if self.halvings else " or --on-nan retry"
-            raise TrainingError(
+            raise Diverged(
                 f"{error}{also}. Lower --lr, or add --clip-grad 1{retry}; the state before this "
                 "epoch is saved."
             ) from error
@@ -312,6 +311,7 @@ class Training:
         self.load_state_dict(state)
         self.halvings = halvings
         self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.forget()
         self.finite = FiniteWatch(self.runtime.device)
         self.save()
         observer.note(
@@ -593,7 +593,8 @@ class Training:
     def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
         rows = np.arange(len(self.manifest))
-        loader = self._loader(rows, eval_transform(self.preprocessing.image_size), shuffle=False)
+        transform = eval_transform(self.preprocessing.image_size)
+        loader = self._loader(rows, transform, shuffle=False, once=True)
         network = self.method.prediction_network().eval()
         own = Features.empty(len(self.share.rows))
         done = 0
@@ -612,7 +613,7 @@ class Training:
     def _epoch_metrics(
         self, totals: EpochTotals, before: Tensor, seconds: float
     ) -> dict[str, float]:
-        train, predicted, group = self.rows["train"], self.record.prediction, self.group
+        train, predicted, group = self.places["train"], self.record.prediction, self.group
         row: dict[str, float] = {
             "epoch": self.epoch + 1,
             "lr": self._peak_lr * self.schedule.factor(self.epoch + 1),
@@ -631,11 +632,11 @@ class Training:
                 predicted[train], self.labels[train], self.truth[train], group
             )
         for split in ("val", "test"):
-            rows = self.rows[split]
-            truth = None if self.truth is None else self.truth[rows]
-            given_prob = self.record.given_prob[rows, self.epoch]
+            places = self.places[split]
+            truth = None if self.truth is None else self.truth[places]
+            given_prob = self.record.given_prob[places, self.epoch]
             row |= held_out_metrics(
-                split, predicted[rows], given_prob, self.labels[rows], truth, group
+                split, predicted[places], given_prob, self.labels[places], truth, group
             )
         return row
 
@@ -759,8 +760,13 @@ class Training:
         }
         write_tensors(self.run.model_file, weights)
 
-    def _loader(self, rows: np.ndarray, transform: Transform, *, shuffle: bool) -> RowLoader:
+    def _loader(
+        self, rows: np.ndarray, transform: Transform, *, shuffle: bool, once: bool = False
+    ) -> RowLoader:
+        """Return a loader of these rows; `once` puts nothing into a cache that training lacks."""
         config = self.config
+        trained_at = train_transform(config.augment, transform.image_size, config.flip).load_size
+        is_cached = not once or transform.load_size == trained_at
         return RowLoader(
             self.manifest,
             rows,
@@ -771,7 +777,7 @@ class Training:
             shuffle=shuffle,
             balanced=shuffle and config.balanced,
             share=self.share,
-            cache=self._cache(transform.load_size),
+            cache=self._cache(transform.load_size) if is_cached else None,
             pin_memory=self.runtime.device.type == "cuda",
         )
 

@@ -23,9 +23,10 @@ import numpy as np
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
 from elrcli.engine.automatic import automatic_lr
-from elrcli.engine.checkpoints import load_checkpoint
+from elrcli.engine.checkpoints import has_checkpoint, load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, load_samples, resume
+from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from elrcli.models import create_network, has_batch_norm
@@ -242,11 +243,12 @@ def choose(hits: Mapping[Candidate, np.ndarray], default: Candidate) -> Choice:
 def shortened(config: TrainConfig, epochs: int) -> TrainConfig:
     """Return `config` with its schedule squeezed into `epochs`."""
     share = epochs / config.epochs
+    if config.schedule == "restarts":
+        config = config.replace(restart_epochs=max(0.1, config.restart_epochs * share))
     return config.replace(
         epochs=epochs,
         warmup=config.warmup * share,
         milestones=tuple(m if m < 1 else max(1.0, m * share) for m in config.milestones),
-        restart_epochs=max(0.1, config.restart_epochs * share),
         lam_ramp=round(config.lam_ramp * share),
         ema_ramp=round(config.ema_ramp * share),
     )
@@ -342,7 +344,7 @@ def _run_trial(
     if not group.from_first(reached.is_file):
         watcher = _TrialObserver(observer, f"run {title}")
         try:
-            if group.from_first(lambda: run.is_run() and run.checkpoint_folder.is_dir()):
+            if group.from_first(lambda: run.is_run() and has_checkpoint(run.checkpoint_folder)):
                 resume(run.path, observer=watcher, for_audit=False)
             else:
                 group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
@@ -350,7 +352,7 @@ def _run_trial(
                 fit(settings, run.path, observer=watcher, for_audit=False)
         except Interrupted as error:
             raise error.continued_with(f"the same command, --out {folder}") from None
-        except TrainingError as error:
+        except Diverged as error:
             if group.processes > 1:  # the others may not know of it
                 raise
             observer.note(f"{candidate}: {error}")

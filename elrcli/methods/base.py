@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -103,9 +105,18 @@ class OneTable(Method):
 @torch.no_grad()
 def judge(network: nn.Module, images: Tensor) -> Tensor:
     """Return logits [B, K] in eval mode without gradient; every part keeps its own mode."""
-    was_training = {module: module.training for module in network.modules()}
-    network.eval()
-    logits: Tensor = network(images)
-    for module, training in was_training.items():
-        module.training = training
+    with modes_kept(network):
+        network.eval()
+        logits: Tensor = network(images)
     return logits
+
+
+@contextmanager
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Give every part of a network its own mode back, train or eval, whatever happens."""
+    was_training = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elrcli.methods.base import OneTable, StepResult, judge
+from elrcli.methods.base import OneTable, StepResult, judge, modes_kept
 from elrcli.methods.elr import ELRLoss, clamped_softmax, elr_term
 
 
@@ -84,10 +84,8 @@ def draw_halves(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def _forward(network: nn.Module, images: Tensor) -> Tensor:
     """Return logits with gradient; BatchNorm of a single image uses its running statistics."""
-    was_training = {module: module.training for module in network.modules()}
-    if len(images) == 1:
-        network.eval()
-    logits: Tensor = network(images)
-    for module, training in was_training.items():
-        module.training = training
+    with modes_kept(network):
+        if len(images) == 1:
+            network.eval()
+        logits: Tensor = network(images)
     return logits

@@ -101,6 +101,8 @@ def test_big_endian_16_bit_grey(tmp_path):
         (np.array([[0, 257, 65535]], dtype=np.int32), [0, 1, 255]),
         (np.array([[0, 7, 200]], dtype=np.int32), [0, 7, 200]),
         (np.array([[-100_000, 0, 100_000]], dtype=np.int32), [0, 128, 255]),
+        (np.array([[70_000, 70_000]], dtype=np.int32), [0, 0]),
+        (np.array([[1e6, 1e6]], dtype=np.float32), [0, 0]),
     ],
 )
 def test_wide_grey_values_are_scaled_by_their_range(tmp_path, values, expected):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from elrcli import plots
 from elrcli.config import TrainConfig
+from elrcli.data.cache import ENTRY
 from elrcli.data.loader import Batch, RowLoader
 from elrcli.engine import training as module
 from elrcli.engine.automatic import (
@@ -197,10 +199,19 @@ def test_the_default_place_is_named_after_data_and_backbone(shapes, tmp_path, mo
     assert re.fullmatch(r"runs/shapes-test_resnet-\d{8}-\d{6}", str(run.path))
 
 
+@pytest.mark.parametrize(("augment", "held"), [("light", [24]), ("standard", [2, 22])])
+def test_the_look_for_an_audit_caches_nothing_that_training_does_not(train, augment, held):
+    run = train(epochs=1, cache="disk", augment=augment)
+    entries = [np.fromfile(file, ENTRY) for file in run.cache_folder.glob("*.index")]
+    assert sorted(int((of["end"] > 0).sum()) for of in entries) == held
+
+
 def test_an_existing_run_is_replaced_only_when_asked(train):
     train(epochs=1)
     with pytest.raises(RunError, match="Add --overwrite"):
         train(epochs=1)
+    with pytest.raises(RunError, match="Add --overwrite"):  # before the data is looked for
+        train(epochs=1, data=Path("nowhere"))
     assert len(train(epochs=1, seed=3, overwrite=True).metrics()) == 1
 
 

@@ -14,6 +14,7 @@ from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest
 from elrcli.engine import tune as search
 from elrcli.engine.fit import load_samples
+from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.engine.tune import (
     Candidate,
@@ -112,10 +113,11 @@ def test_a_validation_split_of_the_data_is_taken_as_it_is(config, tmp_path, trai
 
 
 def test_the_schedule_is_squeezed():
-    config = TrainConfig(data=Path("d"), epochs=40, warmup=4, milestones=(0.5, 20, 30), lam_ramp=7)
-    short = shortened(config, 20)
+    config = TrainConfig(data=Path("d"), epochs=40, warmup=4, lam_ramp=7)
+    short = shortened(config.replace(schedule="step", milestones=(0.5, 20, 30)), 20)
     assert (short.epochs, short.warmup, short.milestones) == (20, 2.0, (0.5, 10.0, 15.0))
-    assert (short.restart_epochs, short.lam_ramp) == (5.0, 4)
+    assert short.lam_ramp == 4
+    assert shortened(config.replace(schedule="restarts"), 20).restart_epochs == 5.0
 
 
 @pytest.fixture
@@ -244,7 +246,7 @@ def test_a_setting_that_cannot_be_trained_drops_out(config, tmp_path, trained, m
 
     def fit(settings: TrainConfig, path: Path, **options: object) -> RunFolder:
         if settings.lr > 0.01 or settings.lam == 5.0:
-            raise TrainingError("the loss became nan")
+            raise Diverged("the loss became nan")
         return train(settings, path, **options)
 
     monkeypatch.setattr(search, "fit", fit)
@@ -254,6 +256,15 @@ def test_a_setting_that_cannot_be_trained_drops_out(config, tmp_path, trained, m
     assert failed == [Candidate(3.0, 0.7, 0.02), Candidate(5.0, 0.7, 0.01)]
     with pytest.raises(TrainingError, match="no run could be trained"):
         tune(config, tmp_path / "u", **{**GRID, "lambdas": (5.0,)})
+
+
+def test_what_is_no_fault_of_a_setting_ends_the_search(config, tmp_path, monkeypatch):
+    def fit(*arguments: object, **options: object) -> RunFolder:
+        raise TrainingError("--compile failed. Leave it out.")
+
+    monkeypatch.setattr(search, "fit", fit)
+    with pytest.raises(TrainingError, match="--compile failed"):
+        tune(config, tmp_path / "t", **GRID)
 
 
 def test_too_little_memory_ends_the_search(config, tmp_path, monkeypatch):
@@ -305,6 +316,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_trained(config, tm
     (killed / ".config.json.abc").write_text("half")
     tune(config, tmp_path / "t", **GRID)
     assert len(trained) == 5
+    (killed / "validation.txt").unlink()
+    (killed / "config.json").write_text("{}")
+    (killed / "checkpoint").mkdir(exist_ok=True)  # without a file in it
+    tune(config, tmp_path / "t", **GRID)
+    assert len(trained) == 6
 
 
 def test_validation_marks_follow_the_manifest(config, tmp_path):
