@@ -174,6 +174,7 @@ def _meet() -> Store:
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store: Store | None = None
     try:
         found, rank, processes = next(rendezvous("env://", timeout=TIMEOUT))
         store = PrefixStore(f"elr/{next(_meetings)}", found)
@@ -181,6 +182,8 @@ def _meet() -> Store:
             backend, store=store, rank=rank, world_size=processes, timeout=TIMEOUT
         )
     except (ValueError, RuntimeError) as error:
+        if store is not None and not _first_to_fail(store):  # it failed while this one was coming
+            raise EndedByAnother(1) from error
         problem = str(error).strip().split("\n")[0]
         raise TrainingError(
             f"the processes cannot meet ({problem}). Start them with torchrun."

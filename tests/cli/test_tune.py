@@ -129,9 +129,6 @@ PASSED_ON = [
     ("--schedule", "step", "schedule", "step"),
     ("--warmup", "0", "warmup", 0.0),
     ("--min-lr", "0", "min_lr", 0.0),
-    ("--milestones", "40,80", "milestones", (40.0, 80.0)),
-    ("--step-factor", "0.1", "step_factor", 0.1),
-    ("--restart-epochs", "5", "restart_epochs", 5.0),
     ("--layer-decay", "0.75", "layer_decay", 0.75),
     ("--head-lr-scale", "10", "head_lr_scale", 10.0),
     ("--clip-grad", "1", "clip_grad", 1.0),
@@ -184,6 +181,23 @@ def test_an_option_reaches_the_trainings_and_the_command(elr, option, value, fie
     assert elr(*json.loads(outcome.out)["command"].split()[1:], "--show-config").out == (
         json.dumps(config.replace(lam=3.0, beta=0.7, lr=0.001).to_dict(), indent=2) + "\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field", "expected", "schedule"),
+    [
+        ("--milestones", "40,80", "milestones", (40.0, 80.0), "step"),
+        ("--step-factor", "0.1", "step_factor", 0.1, "step"),
+        ("--restart-epochs", "5", "restart_epochs", 5.0, "restarts"),
+    ],
+)
+def test_an_option_of_a_schedule_reaches_the_trainings(
+    elr, option, value, field, expected, schedule
+):
+    outcome = elr("tune", "data", option, value, "--schedule", schedule, "--json")
+    assert outcome.code == 0, outcome.err
+    assert getattr(CALLS[-1]["config"], field) == expected
+    assert f"{option} {value}" in json.loads(outcome.out)["command"]
 
 
 def test_the_command_is_as_exact_as_the_search():

@@ -4,6 +4,7 @@ import csv
 import functools
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed import HashStore, PrefixStore
 
 from elrcli.audit import audit_run
 from elrcli.audit.quick import run_for_audit
@@ -38,7 +40,7 @@ from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor, predict_images
 from elrcli.engine.training import Training
 from elrcli.engine.tune import tune
-from elrcli.errors import ConfigError, ModelError, TrainingError
+from elrcli.errors import ConfigError, EndedByAnother, ModelError, TrainingError
 from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
 from tests.memory import memory_for
@@ -156,6 +158,25 @@ def test_processes_that_cannot_meet_say_so(monkeypatch):
         pytest.raises(TrainingError, match=r"cannot meet \(.*Start them with torchrun\.$"),
         joined(),
     ):
+        pass
+
+
+def test_a_process_that_comes_when_another_has_failed_does_not_blame_the_network(monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    for name, value in zip(ENVIRONMENT, "0202", strict=True):
+        monkeypatch.setenv(name, value)
+    found = HashStore()
+    module = sys.modules["torch.distributed.rendezvous"]  # the package has a function of that name
+    monkeypatch.setattr(module, "rendezvous", lambda *_, **__: iter([(found, 0, 2)]))
+    monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    monkeypatch.setattr("elrcli.engine.distributed._meetings", iter([7, 7]))
+    PrefixStore("elr/7", found).add("failed", 1)
+    with pytest.raises(EndedByAnother), joined():
+        pass
+    found.delete_key("elr/7/failed")
+    with pytest.raises(TrainingError, match="cannot meet"), joined():
         pass
 
 
@@ -510,7 +531,7 @@ def test_a_process_that_is_killed_ends_all(photos, tmp_path, killed):
 
 def test_a_loss_that_is_no_number_is_told_once(photos, tmp_path):
     results = together(lambda rank: train(photos, tmp_path / "run", lr=1e30, epochs=3))
-    assert sorted(failure.kind for failure in results) == ["EndedByAnother", "TrainingError"]
+    assert sorted(failure.kind for failure in results) == ["Diverged", "EndedByAnother"]
 
 
 def test_an_existing_run_is_refused_by_the_first(photos, tmp_path):
