@@ -12,7 +12,7 @@ from elrcli.data.manifest import Manifest
 from elrcli.engine.device import Runtime, worker_count
 from elrcli.engine.distributed import Group
 from elrcli.engine.memory import free_memory
-from elrcli.methods.table import TableChoice, choose_tables
+from elrcli.methods.table import TableChoice, choose_tables, row_bytes
 from elrcli.models import Preprocessing, has_batch_norm
 
 
@@ -61,16 +61,19 @@ def table_choice(
     config: TrainConfig, manifest: Manifest, runtime: Runtime, group: Group
 ) -> TableChoice:
     """Return how the tables of all samples are kept: the same in every process."""
+    rows = -(-len(manifest) // group.processes)
     free = group.gather((free_memory(runtime.device), free_memory(torch.device("cpu"))))
+    near, host = (min(sizes) for sizes in zip(*free, strict=True))
+    if config.method == "sop":  # what it learns of each image has no other form or place
+        near = max(0, near - rows * row_bytes("fp32", manifest.num_classes))
     return choose_tables(
         config.table,
         config.table_device,
-        rows=-(-len(manifest) // group.processes),
+        rows=rows,
         classes=manifest.num_classes,
-        # Targets, predictions; of two halves, the held-out ones; what is learned of each image.
-        tables=1 + config.networks + (config.method == "sop"),
+        tables=1 + config.networks,  # targets, predictions and, of two halves, the held-out ones
         device=str(runtime.device),
-        free=(min(own for own, _ in free), min(host for _, host in free)),
+        free=(near, host),
     )
 
 

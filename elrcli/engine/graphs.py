@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elrcli.engine.device import Runtime, blank_images
+from elrcli.methods.base import modes_kept
 from elrcli.models import Preprocessing
 
 WARM_UP = 3  # passes before a capture: libraries choose their kernels and allocate what they keep
@@ -183,24 +184,24 @@ def replay_on_gpu(
         for network in dict.fromkeys([*learning, *judging]):
             # Between forward and backward of one network another's may come: a memory for each.
             pool = torch.cuda.graph_pool_handle()
-            modes = {module: module.training for module in network.modules()}
             before = [buffer.clone() for buffer in network.buffers()]
             passes: tuple[dict[torch.Size, Forward], ...] = {}, {}
             try:
-                if network in learning:
-                    for size in learning_sizes:
-                        images = blank_images(size, runtime, prepared)
-                        passes[0][images.shape] = _LearningPasses(network, images, runtime, pool)
-                network.eval()
-                if network in judging:
-                    for size in judging_sizes:
-                        images = blank_images(size, runtime, prepared)
-                        passes[1][images.shape] = _JudgingPass(
-                            network, images, runtime, judging_pool
-                        )
+                with modes_kept(network):
+                    if network in learning:
+                        for size in learning_sizes:
+                            images = blank_images(size, runtime, prepared)
+                            passes[0][images.shape] = _LearningPasses(
+                                network, images, runtime, pool
+                            )
+                    network.eval()
+                    if network in judging:
+                        for size in judging_sizes:
+                            images = blank_images(size, runtime, prepared)
+                            passes[1][images.shape] = _JudgingPass(
+                                network, images, runtime, judging_pool
+                            )
             finally:
-                for module, training in modes.items():
-                    module.training = training
                 for buffer, saved in zip(network.buffers(), before, strict=True):
                     buffer.copy_(saved)
             captured[network] = ReplayedForward(network, *passes)

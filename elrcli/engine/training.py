@@ -236,7 +236,13 @@ class Training:
             self._save_model()
             no_features = self.group.from_first(lambda: not self.run.features_file.is_file())
             if for_audit and no_features:
-                self._look_at_all_images(observer, stop, remedy)
+                every = self._loader(
+                    np.arange(len(self.manifest)),
+                    eval_transform(size),
+                    shuffle=False,
+                    cached=augmented.load_size == size,  # else this one look would fill a cache
+                )
+                self._look_at_all_images(every, observer, stop, remedy)
         if self.unreadable:
             observer.note(
                 f"{len(self.unreadable)} images could not be read and were left out:"
@@ -590,18 +596,17 @@ class Training:
             self._end_if_told(stop, remedy)
         self._look_for_bad_numbers()
 
-    def _look_at_all_images(self, observer: Observer, stop: StopSignals, remedy: str) -> None:
+    def _look_at_all_images(
+        self, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
+    ) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
-        rows = np.arange(len(self.manifest))
-        transform = eval_transform(self.preprocessing.image_size)
-        loader = self._loader(rows, transform, shuffle=False, once=True)
         network = self.method.prediction_network().eval()
         own = Features.empty(len(self.share.rows))
-        done = 0
+        done, total = 0, len(self.manifest)
         for look in look_at_images(network, loader, self.runtime, self.preprocessing):
             own.keep(look, self.share.places(look.batch.index).numpy())
             done += self._count(look.batch)
-            observer.progress("features", min(done, len(rows)), len(rows))
+            observer.progress("features", min(done, total), total)
             self._end_if_told(stop, remedy)
         vectors, thumbnails = (
             self.group.whole(torch.from_numpy(part), self.owner).numpy()
@@ -761,12 +766,9 @@ class Training:
         write_tensors(self.run.model_file, weights)
 
     def _loader(
-        self, rows: np.ndarray, transform: Transform, *, shuffle: bool, once: bool = False
+        self, rows: np.ndarray, transform: Transform, *, shuffle: bool, cached: bool = True
     ) -> RowLoader:
-        """Return a loader of these rows; `once` puts nothing into a cache that training lacks."""
         config = self.config
-        trained_at = train_transform(config.augment, transform.image_size, config.flip).load_size
-        is_cached = not once or transform.load_size == trained_at
         return RowLoader(
             self.manifest,
             rows,
@@ -777,7 +779,7 @@ class Training:
             shuffle=shuffle,
             balanced=shuffle and config.balanced,
             share=self.share,
-            cache=self._cache(transform.load_size) if is_cached else None,
+            cache=self._cache(transform.load_size) if cached else None,
             pin_memory=self.runtime.device.type == "cuda",
         )
 

@@ -196,8 +196,11 @@ def test_an_option_of_a_schedule_reaches_the_trainings(
 ):
     outcome = elr("tune", "data", option, value, "--schedule", schedule, "--json")
     assert outcome.code == 0, outcome.err
-    assert getattr(CALLS[-1]["config"], field) == expected
-    assert f"{option} {value}" in json.loads(outcome.out)["command"]
+    config = CALLS[-1]["config"]
+    assert config == TrainConfig(data=Path("data"), schedule=schedule, **{field: expected})
+    assert elr(*json.loads(outcome.out)["command"].split()[1:], "--show-config").out == (
+        json.dumps(config.replace(lam=3.0, beta=0.7, lr=0.001).to_dict(), indent=2) + "\n"
+    )
 
 
 def test_the_command_is_as_exact_as_the_search():

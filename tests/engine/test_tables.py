@@ -65,6 +65,13 @@ def test_the_choice_is_said_and_kept(train, monkeypatch, tmp_path):
     assert any("kept as fp16 on cpu" in note for note in observer.notes)
 
 
+def test_what_sop_learns_leaves_less_for_the_tables(train, monkeypatch):
+    """24 samples and 3 classes: 576 bytes of tables and 288 of SOP's own, a quarter may be used."""
+    monkeypatch.setattr(automatic, "free_memory", lambda device: 4 * 576)
+    assert train(method="elr").config()["settings"]["table"] == "fp32"
+    assert train("sop", method="sop").config()["settings"]["table"] == "fp16"
+
+
 def test_nothing_is_said_of_small_tables(train):
     observer = Notes()
     assert train(observer=observer).config()["settings"]["table"] == "fp32"
