@@ -70,7 +70,7 @@ NAMES = {
     "plus": "ELR+",
 }
 # What turns the settings of ELR+ into cross-entropy on one network.
-PLAIN = {"method": "ce", "mixup": False, "ema": False, "ema_ramp": 0}
+PLAIN = {"method": "ce", "mixup": False, "ema": False}
 CURVE = ("epoch", "clean_right", "wrong_right", "wrong_memorised", "loss", "lr")
 
 

@@ -31,16 +31,20 @@ SETS = (
     "cifar5-sym40",
     "shapes12-sym30",
     "cifar5b-sym20",
+    "shapes8-asym25",
+    "cifar6-sym30",
 )
 CIFAR_IMAGES, CIFAR_TESTS = 1500, 2500
 CIFAR_CLASSES = {
     "cifar5": ("airplane", "automobile", "cat", "frog", "ship"),
     "cifar5b": ("bird", "deer", "dog", "horse", "truck"),
+    "cifar6": ("bird", "cat", "frog", "horse", "ship", "truck"),
 }
+SHAPES = {"shapes12": (12, 100), "shapes8": (8, 150)}  # classes, images of each
 GRID: dict[str, tuple[float, ...]] = {
     "lambdas": (1.0, 3.0, 7.0),
     "betas": (0.7, 0.9),
-    "lrs": (0.001, 0.003),
+    "lrs": (0.0003, 0.001, 0.003),  # what `elr tune` tries with this network
 }
 DEFAULT = Candidate(3.0, 0.7, 0.001)
 TRAINING = {
@@ -62,13 +66,14 @@ def make_config(name: str, folder: Path, cifar: Path | None, labels: Path | None
     out = folder / f"{name}.csv"
     if kind == "digits":
         made = sets.digits(out, noise)
-    elif kind == "shapes12":
-        made = sets.shapes(out, noise, per_class=100, classes=12)
+    elif kind in SHAPES:
+        classes, per_class = SHAPES[kind]
+        made = sets.shapes(out, noise, per_class, classes)
     else:
         if cifar is None or labels is None:
             raise SystemExit("CIFAR-10 needs --cifar and --labels.")
-        classes = CIFAR_CLASSES[kind]
-        made = sets.cifar(out, cifar, labels, noise, CIFAR_IMAGES, CIFAR_TESTS, classes=classes)
+        names = CIFAR_CLASSES[kind]
+        made = sets.cifar(out, cifar, labels, noise, CIFAR_IMAGES, CIFAR_TESTS, classes=names)
     return TrainConfig(**{"data": made.csv, **made.settings, **TRAINING})
 
 

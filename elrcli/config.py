@@ -333,6 +333,7 @@ class TrainConfig:
         mixed = "no labels are mixed. Add --mixup"
         steps, restarts = (f"only --schedule {kind} uses it" for kind in ("step", "restarts"))
         for name, is_used, why in (
+            ("lam", self.method.startswith("elr"), f"{term}. Leave it out"),
             ("lam_ramp", self.has_elr_term, f"{term}. Leave it out"),
             ("ema_ramp", self.averages, average),
             ("ema_decay", self.averages, average),

@@ -104,9 +104,9 @@ PRESETS: Mapping[str, Settings] = {
 def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     """Return the preset of that name with `settings` on top.
 
-    Weights to start from win over a preset that starts from scratch. Without averages or mixup
-    their values are left out, with another schedule those of the preset's. Raises ConfigError for
-    an unknown name.
+    What nothing uses then is left out: where training starts with weights that are given, values
+    of averages, mixup or the ELR term without that part, those of another schedule. Raises
+    ConfigError for an unknown name.
     """
     if name not in PRESETS:
         near = [preset for preset in PRESETS if preset.startswith(name)]
@@ -114,13 +114,16 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         known = ", ".join(near or PRESETS)
         hint = f"Did you mean {known}?" if near else f"Choose one of {known}."
         raise ConfigError(f"--preset {name}: no such preset. {hint}")
-    preset = dict(PRESETS[name])
-    if settings.get("weights") is not None:
-        del preset["pretrained"]
-    for part, value in (("ema", "ema_decay"), ("mixup", "mixup_alpha")):
-        if settings.get(part) is False:
-            preset.pop(value, None)
-    if settings.get("schedule", preset["schedule"]) != preset["schedule"]:
-        for value in ("milestones", "step_factor", "restart_epochs"):
-            preset.pop(value, None)
-    return {**preset, **settings}
+    preset = PRESETS[name]
+    both = {**preset, **settings}
+    unused: set[str] = set()
+    for without, values in (
+        (both.get("weights") is not None, ("pretrained",)),
+        (both.get("ema") is False, ("ema_decay", "ema_ramp")),
+        (both.get("mixup") is False, ("mixup_alpha", "weigh_labels")),
+        (not both["method"].startswith("elr"), ("lam", "lam_ramp")),
+        (both["schedule"] != preset["schedule"], ("milestones", "step_factor", "restart_epochs")),
+    ):
+        if without:
+            unused.update(values)
+    return {key: value for key, value in both.items() if key in settings or key not in unused}

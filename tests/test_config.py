@@ -172,6 +172,7 @@ def test_what_is_said_of_mixup_and_averages_counts(method, given):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"method": "ce", "lam": 7}, "--lambda: the loss has no ELR term."),
         ({"method": "ce", "lam_ramp": 5}, "--lambda-ramp: the loss has no ELR term."),
         ({"lam": 0, "lam_ramp": 5}, "--lambda-ramp: the loss has no ELR term."),
         ({"ema_ramp": 5}, "--ema-ramp: there is no weight average."),

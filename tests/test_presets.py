@@ -151,15 +151,22 @@ def test_weights_win_over_a_start_from_scratch():
     assert with_preset("cifar10-sym", {"weights": None})["pretrained"] is False
 
 
-def test_without_averages_and_mixup_their_values_are_left_out():
-    settings = {"method": "ce", "mixup": False, "ema": False, "ema_ramp": 0}
-    config = TrainConfig(data=Path("d"), **with_preset("cifar10-sym-plus", settings))
-    assert not config.averages
-    assert not config.mixes
-    with pytest.raises(ConfigError, match="--ema-decay"):
-        TrainConfig(
-            data=Path("d"), **with_preset("cifar10-sym-plus", settings | {"ema_decay": 0.9})
-        )
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_nothing_uses_without_its_part_is_left_out(name):
+    settings = {"method": "ce", "mixup": False, "ema": False}
+    config = TrainConfig(data=Path("d"), **with_preset(name, settings))
+    assert not any((config.averages, config.mixes, config.has_elr_term))
+    assert (config.epochs, config.beta) == (PRESETS[name]["epochs"], PRESETS[name]["beta"])
+
+
+@pytest.mark.parametrize(
+    ("value", "option"),
+    [("ema_decay", "--ema-decay"), ("mixup_alpha", "--mixup-alpha"), ("lam", "--lambda")],
+)
+def test_what_is_given_is_never_left_out(value, option):
+    settings = {"method": "ce", "mixup": False, "ema": False, value: 0.9}
+    with pytest.raises(ConfigError, match=option):
+        TrainConfig(data=Path("d"), **with_preset("cifar100-plus", settings))
 
 
 def test_another_schedule_leaves_out_the_values_of_the_presets():

@@ -289,7 +289,10 @@ def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
     split_names = [name for name in subfolders if name.lower() in SPLIT_CODES]
     found = [(name, SPLIT_CODES[name.lower()]) for name in split_names]
     codes = [code for _, code in found]
-    if 0 not in codes or (len(found) < 2 and len(subfolders) > 1):
+    if 0 not in codes:
+        return []
+    if len(found) < 2 and len(subfolders) > 1:
+        _refuse_doubtful_split(folder, split_names[0], subfolders)
         return []
     if len(set(codes)) < len(codes):
         raise DataError(
@@ -297,6 +300,18 @@ def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
             f" ({', '.join(split_names)}). Keep one of them."
         )
     return found
+
+
+def _refuse_doubtful_split(folder: Path, name: str, subfolders: list[str]) -> None:
+    """Raise DataError if a folder named as a split, beside others, holds only class folders."""
+    inside = folder / name
+    if len(_subfolders(str(inside))) < 2 or any(is_image_name(n) for n in os.listdir(inside)):
+        return  # images of a class that is called so
+    others = legible(", ".join(other for other in subfolders if other != name))
+    raise DataError(
+        f"{inside}: holds class folders, but beside it are others than val and test ({others})."
+        f" Train on {inside}, or, if '{name}' is a class, rename it."
+    )
 
 
 def _subfolders(folder: str) -> list[str]:

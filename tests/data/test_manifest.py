@@ -140,6 +140,19 @@ def test_train_may_also_be_a_class(tmp_path):
     assert load_data(tmp_path).classes == ("bus", "train")
 
 
+def test_a_class_called_train_may_be_nested(tmp_path):
+    touch(tmp_path, "train/0.png", "train/steam/1.png", "train/diesel/1.png", "bus/2.png")
+    assert load_data(tmp_path).classes == ("bus", "train")
+
+
+def test_class_folders_beside_what_is_no_split_are_refused(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/2.png", "extra/3.png")
+    message = error_of(tmp_path)
+    assert f"{tmp_path}/train: holds class folders" in message
+    assert "(extra)" in message
+    assert f"Train on {tmp_path}/train" in message
+
+
 def test_without_train_the_names_of_splits_are_classes(tmp_path):
     touch(tmp_path, "val/1.png", "test/2.png")
     assert load_data(tmp_path).classes == ("test", "val")
