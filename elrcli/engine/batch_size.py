@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest
-from elrcli.data.shares import deal_rows
 from elrcli.engine.device import Runtime, blank_images
 from elrcli.engine.distributed import Group
+from elrcli.engine.learner import Learner
 from elrcli.engine.memory import largest_fitting
 from elrcli.engine.observer import Observer
-from elrcli.engine.optimizers import build_optimizer
+from elrcli.engine.samples import OwnSamples
 from elrcli.errors import OutOfMemory
-from elrcli.methods.build import build_method
-from elrcli.methods.record import SampleRecord
 from elrcli.methods.table import TableChoice
-from elrcli.models import Preprocessing, create_network, freeze, members, training_mode
+from elrcli.models import Preprocessing, create_network, training_mode
 
 SMALLER = "Lower --image-size, or choose a smaller --backbone."
 
@@ -35,7 +32,7 @@ class BatchTrial:
 
     config: TrainConfig  # resolved
     manifest: Manifest
-    rows: np.ndarray  # [n] that this process trains on or keeps a record of
+    samples: OwnSamples
     runtime: Runtime
     preprocessing: Preprocessing
     processes: int
@@ -78,7 +75,7 @@ class BatchTrial:
         batches make a step.
         """
         config, manifest, device = self.config, self.manifest, self.runtime.device
-        train = torch.from_numpy(np.flatnonzero(manifest.splits[self.rows] == 0))
+        train = self.samples.places["train"].cpu()
         if len(train) == 0:
             return
         network = create_network(
@@ -88,52 +85,24 @@ class BatchTrial:
             image_size=config.image_size,
             copies=config.networks,
         )
-        freeze(network, config.freeze)
-        network.to(device).to(memory_format=torch.channels_last)
-        labels, classes = manifest.labels, manifest.num_classes
-        method = build_method(
-            config,
-            network,
-            members(network),
-            labels,
-            manifest.rows("train"),
-            classes,
-            self.rows,
-            self.tables,
-        ).to(device)
-        record = SampleRecord(
-            len(self.rows),
-            classes,
-            config.epochs,
-            held_out=method.judges_held_out,
-            table=self.tables.form,
-            on_host=self.tables.on_host,
-        ).to(device)
-        optimizer = build_optimizer(config, network, device)
+        rows = self.samples.share.rows
+        learner = Learner(config, network, manifest, rows, self.runtime, self.tables)
+        training_mode(network, config.freeze)
         learning = [p for p in network.parameters() if p.requires_grad]
         # What processes send each other are copies of the gradients.
         copies = [torch.empty_like(p) for p in learning if self.processes > 1]
 
         def add_gradient(places: Tensor) -> None:
-            training_mode(network, "norm" if len(places) == 1 else config.freeze)
-            index = places.to(device)
-            given = torch.from_numpy(labels[self.rows[places.numpy()]].astype(np.int64)).to(device)
-            pixels = blank_images(len(places), self.runtime, self.preprocessing)
-            with self.runtime.autocast():
-                step = method.training_step(pixels, given, index, torch.Generator().manual_seed(0))
-            step.loss.backward()
-            record.update(step.probs, given, index, 0, step.held_out)
-
-        def take_step() -> None:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step()
+            index = learner.expect(places)
+            labels = self.samples.labels.cpu()[places].to(device)
+            images = blank_images(len(places), self.runtime, self.preprocessing)
+            learner.add_gradient(images, labels, index, 0, torch.Generator().manual_seed(0))
 
         add_gradient(train[:2])
-        take_step()
+        learner.step(0.0, 0)
         for _ in range(min(self.accumulate(images), 2)):
             add_gradient(train[:images])
-        take_step()
+        learner.step(0.0, 1)
         del copies
 
 
@@ -151,11 +120,8 @@ def with_fitting_batch(
     It is halved as often as needed and `accumulate` raised, so that an optimiser step takes as
     many images as before. Raises OutOfMemory where not even one image fits.
     """
-    rows = np.arange(len(manifest))
-    if group.processes > 1:
-        owner = deal_rows(manifest.labels, manifest.splits, group.processes, config.seed)
-        rows = np.flatnonzero(owner == group.rank)
-    trial = BatchTrial(config, manifest, rows, runtime, preprocessing, group.processes, tables)
+    samples = OwnSamples(manifest, group, config.seed)
+    trial = BatchTrial(config, manifest, samples, runtime, preprocessing, group.processes, tables)
     own = trial.largest(trial.batch_size) or 0
     fitting, device = min(group.gather((own, str(runtime.device))))
     if fitting == 0:

@@ -9,20 +9,16 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elrcli.config import TrainConfig
-from elrcli.data.cache import ImageCache
 from elrcli.data.loader import Batch, RowLoader, images_per_epoch
 from elrcli.data.manifest import SPLITS, Manifest, manifest_text
-from elrcli.data.shares import Share, deal_rows
-from elrcli.data.transforms import Transform, eval_transform, train_transform
 from elrcli.engine.automatic import table_choice
 from elrcli.engine.batch_size import BatchTrial
 from elrcli.engine.checkpoints import (
@@ -35,7 +31,6 @@ from elrcli.engine.checkpoints import (
 from elrcli.engine.device import Runtime, seed_generators
 from elrcli.engine.distributed import (
     SAVE,
-    GradientMean,
     Group,
     SharedSignal,
     batch_statistics,
@@ -43,11 +38,14 @@ from elrcli.engine.distributed import (
     own_state,
     whole_state,
 )
+from elrcli.engine.epoch import PartOfEpoch
 from elrcli.engine.features import Features, look_at_images
-from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT, FiniteWatch
+from elrcli.engine.finite import STEPS_BETWEEN_LOOKS, WHAT
 from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.interrupts import StopSignals
+from elrcli.engine.learner import Learner
+from elrcli.engine.loaders import Loaders
 from elrcli.engine.memory import is_out_of_memory, release_memory
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
@@ -59,14 +57,12 @@ from elrcli.engine.metrics import (
     memorisation_metrics,
 )
 from elrcli.engine.observer import Observer, TrainingPlan
-from elrcli.engine.optimizers import build_optimizer, restore_optimizer
-from elrcli.engine.schedules import Schedule, set_learning_rate
-from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError, legible
+from elrcli.engine.optimizers import restore_optimizer
+from elrcli.engine.samples import OwnSamples
+from elrcli.engine.unreadable import UnreadableImages
+from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError
 from elrcli.methods.averages import WeightAverage
-from elrcli.methods.build import build_method
-from elrcli.methods.record import SampleRecord
-from elrcli.methods.table import SampleTables
-from elrcli.models import Preprocessing, freeze, members, synchronise_batch_norm, training_mode
+from elrcli.models import Preprocessing, members, training_mode
 from elrcli.run import RunFolder, csv_text, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
@@ -74,112 +70,57 @@ MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
 NAMED = 4  # images of a bad batch
 
 
-def too_many_unreadable(unreadable: int, images: int, share: float) -> bool:
-    """Tell whether more than a `share` of the images cannot be read; one alone is never too many.
-
-    A share of 0 allows none at all.
-    """
-    return unreadable > share * images and (unreadable > 1 or share == 0.0)
-
-
-@dataclass
-class PartOfEpoch:
-    """How far the epoch in progress has come."""
-
-    before: Tensor  # [n] predicted classes an epoch ago, -1 unknown
-    totals: EpochTotals
-    started: float  # by the monotonic clock, as if nothing had come between
-    batches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))  # done
-    unreadable: int = 0  # images of this process
-    is_between_steps: bool = False  # all that is saved belongs to these batches
-
-    def has_done(self, split: str, batches: int) -> None:
-        """Note that so many batches of a split are through, in everything that is saved."""
-        self.batches[split] = batches
-        self.is_between_steps = True
-
-
-@dataclass
 class Training:
     """One run in progress: what the loop works on and what a checkpoint holds.
 
-    Each of several processes keeps the rows of its own share: labels, targets, records. Places in
-    these are not manifest rows.
+    Each of several processes keeps tables of its own samples alone. Places in these are not
+    manifest rows.
     """
 
-    config: TrainConfig
-    manifest: Manifest
-    run: RunFolder
-    network: torch.nn.Module
-    runtime: Runtime
-    preprocessing: Preprocessing
-    group: Group = field(default_factory=Group)
-    epoch: int = 0  # the one in progress or the next one
-    part: PartOfEpoch | None = None  # None between two epochs
-    halvings: int = 0  # of the learning rate
-    metrics: list[dict[str, float]] = field(default_factory=list)
-    unreadable: dict[int, str] = field(default_factory=dict)
-    caches: dict[int, ImageCache] = field(default_factory=dict)  # by load size
-
-    def __post_init__(self) -> None:
-        config, manifest, device = self.config, self.manifest, self.runtime.device
-        classes, group = manifest.num_classes, self.group
+    def __init__(
+        self,
+        config: TrainConfig,
+        manifest: Manifest,
+        run: RunFolder,
+        network: nn.Module,
+        runtime: Runtime,
+        preprocessing: Preprocessing,
+        group: Group,
+    ) -> None:
+        self.config = config
+        self.manifest = manifest
+        self.run = run
+        self.runtime = runtime
+        self.preprocessing = preprocessing
+        self.group = group
+        self.epoch = 0  # the one in progress or the next one
+        self.part: PartOfEpoch | None = None  # None between two epochs
+        self.metrics: list[dict[str, float]] = []
+        self.unreadable = UnreadableImages(manifest, config.max_unreadable)
         if group.processes > 1:
             self._check_same(manifest_text(manifest))
-        self.owner = deal_rows(manifest.labels, manifest.splits, group.processes, config.seed)
-        self.share = Share(np.flatnonzero(self.owner == group.rank), group.processes)
-        own = self.share.rows
-        freeze(self.network, config.freeze)
-        if config.sync_bn and group.processes > 1:
-            synchronise_batch_norm(self.network)
-        self.network.to(device).to(memory_format=torch.channels_last)
-        group.copy_from_first(list(self.network.state_dict().values()))
-        parts = members(self.network)
-        self.tables = table_choice(config, manifest, self.runtime, group)
-        trained = manifest.rows("train")
-        self.method = build_method(
-            config, self.network, parts, manifest.labels, trained, classes, own, self.tables
-        )
-        self.method.to(device)
-        self.record = SampleRecord(
-            len(own),
-            classes,
-            config.epochs,
-            held_out=self.method.judges_held_out,
-            table=self.tables.form,
-            on_host=self.tables.on_host,
-        ).to(device)
-        modules = (*self.method.modules(), self.record)
-        self.keepers = [module for module in modules if isinstance(module, SampleTables)]
+        self.samples = OwnSamples(manifest, group, config.seed, runtime.device)
+        self.tables = table_choice(config, manifest, runtime, group)
+        rows = self.samples.share.rows
+        self.learner = Learner(config, network, manifest, rows, runtime, self.tables, group)
         self.plan = self._plan()
-        self.labels = torch.from_numpy(manifest.labels[own].astype(np.int64)).to(device)
-        truth = None if manifest.truth is None else manifest.truth[own].astype(np.int64)
-        self.truth = None if truth is None else torch.from_numpy(truth).to(device)
-        self.places = {
-            split: torch.from_numpy(np.flatnonzero(manifest.splits[own] == code)).to(device)
-            for code, split in enumerate(SPLITS)
-        }
-        self.gradients = GradientMean(group, parts)
+        self.loaders = Loaders(
+            config,
+            manifest,
+            self.samples.share,
+            preprocessing.image_size,
+            run.cache_folder,
+            pin_memory=runtime.device.type == "cuda",
+        )
         self.signal = SharedSignal(group)
         self.processes_before = group.processes
         self.saved_at = time.monotonic()
         self.writer = BackgroundWriter()
-        self.finite = FiniteWatch(device)
-        self.parameters = list(self.network.parameters())
-        self.optimizer = build_optimizer(config, self.network, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.precision == "fp16")
-        self.schedule = Schedule(
-            kind=config.schedule,
-            epochs=config.epochs,
-            warmup=config.warmup,
-            min_factor=config.min_lr,
-            milestones=config.milestones,
-            step_factor=config.step_factor,
-            restart_epochs=config.restart_epochs,
-        )
-        if config.compile:
-            for part in parts:
-                part.compile()
+
+    @property
+    def remedy(self) -> str:
+        """How to go on when this run has ended early."""
+        return f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
 
     def run_to_end(self, observer: Observer, *, for_audit: bool) -> RunFolder:
         """Train the remaining epochs, saving after each, and write the results."""
@@ -188,13 +129,8 @@ class Training:
             from elrcli.engine.tensorboard import TensorBoardObserver
 
             observer = TensorBoardObserver(self.run.tensorboard_folder, observer)
-        size = self.preprocessing.image_size
-        augmented = train_transform(self.config.augment, size, self.config.flip)
-        loader = self._loader(self.manifest.rows("train"), augmented, shuffle=True)
-        held_out = {
-            split: self._loader(self.manifest.rows(split), eval_transform(size), shuffle=False)
-            for split in ("val", "test")
-        }
+        loader = self.loaders.train()
+        held_out = {split: self.loaders.held_out(split) for split in ("val", "test")}
         observer.training_started(dataclasses.replace(self.plan, first_epoch=self.epoch))
         if self.processes_before != self.group.processes:
             observer.note(
@@ -211,12 +147,11 @@ class Training:
             observer.note(self.tables.note)
         self._replay_steps(loader, held_out, observer)
         drawn_at = time.monotonic()
-        remedy = f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
-        with StopSignals() as stop, self._failures_explained(stop, remedy), self.writer:
+        with StopSignals() as stop, self._failures_explained(stop), self.writer:
             while self.epoch < self.config.epochs:
                 is_last = self.epoch + 1 == self.config.epochs
                 try:
-                    row = self._finish_epoch(loader, held_out, observer, stop, remedy)
+                    row = self._finish_epoch(loader, held_out, observer, stop)
                 except Diverged as error:
                     self._begin_again(error, observer)
                     continue
@@ -230,20 +165,14 @@ class Training:
                     drawn_at = time.monotonic()
                 observer.epoch_finished(row)
                 if not is_last:
-                    self._end_if_told(stop, remedy)
-            compute_again(self.method.modules())
+                    self._end_if_told(stop)
+            compute_again(self.learner.method.modules())
             self._draw_curves()
             self._save_model()
             no_features = self.group.from_first(lambda: not self.run.features_file.is_file())
             if for_audit and no_features:
-                every = self._loader(
-                    np.arange(len(self.manifest)),
-                    eval_transform(size),
-                    shuffle=False,
-                    cached=augmented.load_size == size,  # else this one look would fill a cache
-                )
-                self._look_at_all_images(every, observer, stop, remedy)
-        if self.unreadable:
+                self._look_at_all_images(observer, stop)
+        if len(self.unreadable) > 0:
             observer.note(
                 f"{len(self.unreadable)} images could not be read and were left out:"
                 f" {self.run.unreadable_file}"
@@ -254,20 +183,20 @@ class Training:
         self, loader: RowLoader, held_out: Mapping[str, RowLoader], observer: Observer
     ) -> None:
         """Let a GPU replay the network's passes where every batch is one pass and one step."""
-        config, method = self.config, self.method
+        config, method, network = self.config, self.learner.method, self.learner.network
         is_whole = method.takes_whole_batches and config.accumulate == 1
         is_alone = self.runtime.device.type == "cuda" and self.group.processes == 1
         is_over = self.epoch == config.epochs
         if not (config.cuda_graphs and is_whole and is_alone) or config.compile or is_over:
             return
-        training_mode(self.network, config.freeze)
+        training_mode(network, config.freeze)
         averages = [m.network for m in method.modules() if isinstance(m, WeightAverage)]
         learned = {size for size in loader.batch_sizes if size > 1}
         judged = {size for one in held_out.values() for size in one.batch_sizes}
         if averages or config.mixup:  # the targets follow a prediction in eval mode
             judged |= learned
         problem = replay_on_gpu(
-            learning=members(self.network),
+            learning=members(network),
             judging=[*members(method.prediction_network()), *averages],
             learning_sizes=learned,
             judging_sizes=judged - {0},
@@ -283,31 +212,30 @@ class Training:
         held_out: Mapping[str, RowLoader],
         observer: Observer,
         stop: StopSignals,
-        remedy: str,
     ) -> dict[str, float]:
         """Train what is left of the epoch and return its row of metrics."""
         part = self._part_of_epoch()
-        totals = self._train_epoch(loader, observer, stop, remedy)
+        totals = self._train_epoch(loader, observer, stop)
         if part.batches["val"] == part.batches["test"] == 0:
-            self.group.average(batch_statistics(self.method))
+            self.group.average(batch_statistics(self.learner.method))
         is_last = self.epoch + 1 == self.config.epochs
         for split in ("val", "test") if is_last else ("val",):
-            self._observe_held_out(split, held_out[split], observer, stop, remedy)
-        return self._epoch_metrics(totals, part.before, time.monotonic() - part.started)
+            self._observe_held_out(split, held_out[split], observer, stop)
+        return self._epoch_metrics(totals, part)
 
     def _begin_again(self, error: Diverged, observer: Observer) -> None:
         """Go back to the beginning of the epoch with half the learning rate, or give up.
 
         Not to the last checkpoint: when that was made is chance.
         """
-        if self.config.on_nan == "stop" or self.halvings == MOST_HALVINGS:
-            also = f", even at {self._peak_lr:g}" if self.halvings else ""
-            retry = "" if self.halvings else " or --on-nan retry"
+        if self.config.on_nan == "stop" or self.learner.halvings == MOST_HALVINGS:
+            also = f", even at {self.learner.peak_lr:g}" if self.learner.halvings else ""
+            retry = "" if self.learner.halvings else " or --on-nan retry"
             raise Diverged(
                 f"{error}{also}. Lower --lr, or add --clip-grad 1{retry}; the state before this "
                 "epoch is saved."
             ) from error
-        halvings = self.halvings + 1
+        halvings = self.learner.halvings + 1
         self.writer.finish()
         self.group.wait()  # for the first process to have written
         state = load_checkpoint(
@@ -315,23 +243,17 @@ class Training:
             problem=lambda state: None if state.get("part") is None else "within an epoch",
         )
         self.load_state_dict(state)
-        self.halvings = halvings
-        self.optimizer.zero_grad(set_to_none=True)
-        self.gradients.forget()
-        self.finite = FiniteWatch(self.runtime.device)
+        self.learner.halvings = halvings
+        self.learner.forget_step()
         self.save()
         observer.note(
             f"{error}. Epoch {self.epoch + 1} begins again with half the learning rate,"
-            f" {self._peak_lr:g}"
+            f" {self.learner.peak_lr:g}"
         )
-
-    @property
-    def _peak_lr(self) -> float:
-        return self.plan.lr * 0.5**self.halvings
 
     def _look_for_bad_numbers(self) -> None:
         """Raise Diverged in all processes if any had numbers that are not finite."""
-        own = self.finite.look()
+        own = self.learner.finite.look()
         found = None
         if own is not None:
             paths = [self.manifest.paths[row] for row in own.rows]
@@ -360,10 +282,10 @@ class Training:
         """Return the epoch in progress, which begins here if there is none."""
         if self.part is None:
             totals = EpochTotals(self.runtime.device)
-            self.part = PartOfEpoch(self.record.prediction.clone(), totals, time.monotonic())
+            self.part = PartOfEpoch(self.learner.record.prediction.clone(), totals)
         return self.part
 
-    def _end_if_told(self, stop: StopSignals, remedy: str) -> None:
+    def _end_if_told(self, stop: StopSignals) -> None:
         """Raise `Interrupted` in all processes at once, whichever received a signal.
 
         Within an epoch the state is saved before, and whenever the first process's clock says so.
@@ -377,7 +299,7 @@ class Training:
             self.save()
         if told is not None and told != SAVE:
             stop.received = told
-            stop.raise_if_received(remedy)
+            stop.raise_if_received(self.remedy)
 
     def _is_time_to_save(self) -> bool:
         now = time.monotonic()
@@ -387,21 +309,21 @@ class Training:
         return is_time
 
     @contextmanager
-    def _failures_explained(self, stop: StopSignals, remedy: str) -> Iterator[None]:
+    def _failures_explained(self, stop: StopSignals) -> Iterator[None]:
         """Turn what a signal caused into `Interrupted`, and known failures into advice."""
         try:
             yield
         except NotWritten as error:
             raise NotWritten(
                 f"{error} The last checkpoint is intact. Mend this, then"
-                f" {remedy[0].lower()}{remedy[1:]}"
+                f" {self.remedy[0].lower()}{self.remedy[1:]}"
             ) from error
         except (RuntimeError, TrainingError) as error:
             stop.settle()
             is_whole = self.part is not None and self.part.is_between_steps
             if stop.received is not None and is_whole and self.group.processes == 1:
                 self.save()
-            stop.raise_if_received(remedy)
+            stop.raise_if_received(self.remedy)
             if is_out_of_memory(error, self.runtime.device):
                 traceback.clear_frames(error.__traceback__)  # they hold activations
                 raise OutOfMemory(self._memory_remedy()) from error
@@ -411,159 +333,97 @@ class Training:
             if is_lost(error):
                 raise TrainingError(
                     "another process of this training has ended. Its own message, or that of "
-                    f"torchrun, says why. {remedy}"
+                    f"torchrun, says why. {self.remedy}"
                 ) from error
             raise
 
     def _memory_remedy(self) -> str:
         """Return which batch fits instead of the one that did not; this training is over."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer.state.clear()
-        compute_again(self.method.modules())  # what is captured holds memory as well
-        for module in (self.network, self.method, self.record):
-            module.to("meta")  # without memory
+        compute_again(self.learner.method.modules())  # what is captured holds memory as well
+        self.learner.free()
         release_memory(self.runtime.device)
         return BatchTrial(
             self.config,
             self.manifest,
-            self.share.rows,
+            self.samples,
             self.runtime,
             self.preprocessing,
             self.group.processes,
             self.tables,
         ).after_failure()
 
-    def _train_epoch(
-        self, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
-    ) -> EpochTotals:
-        config, method, device = self.config, self.method, self.runtime.device
-        training_mode(self.network, config.freeze)
+    def _train_epoch(self, loader: RowLoader, observer: Observer, stop: StopSignals) -> EpochTotals:
+        """Learn from what is left of the epoch's batches; return sums over all processes."""
+        accumulate, learner = self.config.accumulate, self.learner
+        training_mode(learner.network, self.config.freeze)
         part = self._part_of_epoch()
-        totals, first = part.totals, part.batches["train"]
-        total = loader.images
+        first, total = part.batches["train"], loader.images
         done = total * first // len(loader)
-        stage = f"epoch {self.epoch + 1}/{config.epochs}"
-        has_gradient = False
-        batches = totals.time_waiting(loader.epoch(self.epoch, first))
+        stage = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        batches = part.totals.time_waiting(loader.epoch(self.epoch, first))
         for number, batch in enumerate(batches, start=first):
             part.is_between_steps = False
-            self.unreadable.update(dict(batch.unreadable))
+            self.unreadable.add(batch.unreadable)
             part.unreadable += len(batch.unreadable)
             self._check_readable(part.unreadable, total)
             done += self._count(batch)
-            is_due = (number + 1) % config.accumulate == 0 or number + 1 == len(loader)
+            is_due = (number + 1) % accumulate == 0 or number + 1 == len(loader)
             if len(batch.index) > 0:
-                labels = batch.labels.to(device, non_blocking=True)
-                index = self._index(batch)
-                images = self.runtime.normalise(batch.images, self.preprocessing)
-                generator = self._seed_step(self.epoch, number)
-                with self._batch_norm_for(len(index)), self.runtime.autocast():
-                    step = method.training_step(images, labels, index, generator)
-                first_of_step = number - number % config.accumulate
-                share = 1 / min(config.accumulate, len(loader) - first_of_step)
-                self.gradients.expect(method, index, is_last=is_due)
-                self.finite.loss(step.loss, number, batch.index)
-                self.scaler.scale(step.loss * share).backward()
-                has_gradient = True
-                self.record.update(step.probs, labels, index, self.epoch, step.held_out)
-                totals.add(step, len(index))
-            elif self._is_synchronised:
+                first_of_step = number - number % accumulate
+                share = 1 / min(accumulate, len(loader) - first_of_step)
+                self._learn_from(batch, number, part.totals, share=share, is_last=is_due)
+            elif learner.waits_for_others:
                 raise TrainingError("--sync-bn: no image of a batch can be read. Leave it out.")
-            if is_due and (has_gradient or self.group.processes > 1):
-                self.gradients.finish()
-                factor = self.schedule.factor(self.epoch + (number + 1) / len(loader))
-                set_learning_rate(self.optimizer, self._peak_lr * factor)
-                self._optimizer_step(number)
-                has_gradient = False
             if is_due:
+                learner.step(learner.lr(self.epoch + (number + 1) / len(loader)), number)
                 part.has_done("train", number + 1)
             observer.progress(stage, min(done, total), total)
             if is_due:
-                self._end_if_told(stop, remedy)
+                self._end_if_told(stop)
             if (number + 1 - first) % STEPS_BETWEEN_LOOKS == 0:
                 self._look_for_bad_numbers()
         self._look_for_bad_numbers()
-        totals = totals.of_all(self.group)
+        totals = part.totals.of_all(self.group)
         if totals.images == 0:
-            self._share_unreadable()
-            raise DataError(self._nothing_readable())
+            self.unreadable.share(self.group)
+            raise DataError(self.unreadable.nothing_readable())
         if self.group.processes > 1:  # so far each has judged by its own images
-            self._share_unreadable()
+            self.unreadable.share(self.group)
             found = self.group.sum(torch.tensor([part.unreadable]))
             self._check_readable(int(found), total)
-        if not bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all()):
+        if not learner.is_finite():
             raise Diverged("a weight is no longer a finite number")
         return totals
 
-    @contextmanager
-    def _batch_norm_for(self, images: int) -> Iterator[None]:
-        """Let BatchNorm use its running statistics for a single image, which has none."""
-        is_alone = images == 1 and not self._is_synchronised
-        if is_alone:
-            training_mode(self.network, "norm")
-        yield
-        if is_alone:
-            training_mode(self.network, self.config.freeze)
-
-    @property
-    def _is_synchronised(self) -> bool:
-        """Whether BatchNorm waits for the other processes in every forward pass."""
-        return self.config.sync_bn and self.group.processes > 1
+    def _learn_from(
+        self, batch: Batch, number: int, totals: EpochTotals, *, share: float, is_last: bool
+    ) -> None:
+        """Add the gradient of a batch of images: the way of a sample through the network."""
+        labels = batch.labels.to(self.runtime.device, non_blocking=True)
+        index = self._index(batch)
+        images = self.runtime.normalise(batch.images, self.preprocessing)
+        generator = self._seed_step(self.epoch, number)
+        step = self.learner.add_gradient(
+            images, labels, index, self.epoch, generator, share=share, is_last=is_last
+        )
+        self.learner.finite.loss(step.loss, number, batch.index)
+        totals.add(step, len(index))
 
     def _index(self, batch: Batch) -> Tensor:
         """Return the places of a batch in this process's tables, on the device."""
-        places = self.share.places(batch.index)
-        index = places.to(self.runtime.device, non_blocking=True)
-        for module in self.keepers:
-            module.expect(places, index)
-        return index
+        return self.learner.expect(self.samples.share.places(batch.index))
 
     def _count(self, batch: Batch) -> int:
         """Return how many images all processes are through with when this one has a batch."""
         return (len(batch.index) + len(batch.unreadable)) * self.group.processes
 
-    def _share_unreadable(self) -> None:
-        found = self.group.gather(self.unreadable)
-        self.unreadable = {row: reason for part in found for row, reason in part.items()}
-
-    def _nothing_readable(self) -> str:
-        return f"{self.manifest.root}: no training image can be read. {self._first_unreadable()}."
-
     def _check_readable(self, unreadable: int, images: int) -> None:
         """Raise DataError if that many `unreadable` training images of an epoch are too many."""
-        if not too_many_unreadable(unreadable, images, self.config.max_unreadable):
-            return
-        self.writer.finish()
-        self.save_tables()
-        raise DataError(
-            f"{self.manifest.root}: {unreadable:,} or more of {images:,} training images cannot be"
-            f" read; --max-unreadable is {self.config.max_unreadable:g}."
-            f" {self._first_unreadable()}. Mend or remove what {self.run.unreadable_file} lists, or"
-            " allow more."
-        )
-
-    def _first_unreadable(self) -> str:
-        row = next(row for row in self.manifest.rows("train").tolist() if row in self.unreadable)
-        return f"{legible(self.manifest.paths[row])}: {self.unreadable[row]}"
-
-    def _optimizer_step(self, number: int) -> None:
-        """Step, after batch `number`, unless the gradient is not finite: the device decides."""
-        if self.scaler.is_enabled():  # looks for itself, and too large a scale is no bad sign
-            if self.config.clip_grad is not None:
-                self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if self.config.clip_grad is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_grad, norm)
-            # Fused optimisers leave out the step by it, as they do for a GradScaler.
-            self.optimizer.found_inf = self.finite.gradient(norm, number)  # type: ignore[attr-defined]
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step()
+        problem = self.unreadable.too_many(unreadable, images, self.run.unreadable_file)
+        if problem is not None:
+            self.writer.finish()
+            self.save_tables()
+            raise DataError(problem)
 
     def _seed_step(self, epoch: int, number: int) -> torch.Generator:
         """Make all randomness of a step (dropout, mixup) a function of what is named here."""
@@ -573,75 +433,73 @@ class Training:
         return torch.Generator().manual_seed(seed)
 
     def _observe_held_out(
-        self, split: str, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
+        self, split: str, loader: RowLoader, observer: Observer, stop: StopSignals
     ) -> None:
         """Let targets and record take the predictions for rows that training does not touch."""
-        part = self._part_of_epoch()
+        learner, part = self.learner, self._part_of_epoch()
         first, total = part.batches[split], len(self.manifest.rows(split))
         done = total * first // max(len(loader), 1)
         batches = predict_batches(
-            self.method.predict, loader, self.runtime, self.preprocessing, first
+            learner.method.predict, loader, self.runtime, self.preprocessing, first
         )
         for number, (probs, batch) in enumerate(batches, start=first):
             part.is_between_steps = False
-            self.unreadable.update(dict(batch.unreadable))
+            self.unreadable.add(batch.unreadable)
             done += self._count(batch)
             if len(batch.index) > 0:
                 index = self._index(batch)
-                self.finite.prediction(probs, number, batch.index)
-                self.method.observe(probs, index)
-                self.record.update(probs, self.labels[index], index, self.epoch, probs)
+                learner.finite.prediction(probs, number, batch.index)
+                learner.method.observe(probs, index)
+                labels = self.samples.labels[index]
+                learner.record.update(probs, labels, index, self.epoch, probs)
             part.has_done(split, number + 1)
             observer.progress(split, min(done, total), total)
-            self._end_if_told(stop, remedy)
+            self._end_if_told(stop)
         self._look_for_bad_numbers()
 
-    def _look_at_all_images(
-        self, loader: RowLoader, observer: Observer, stop: StopSignals, remedy: str
-    ) -> None:
+    def _look_at_all_images(self, observer: Observer, stop: StopSignals) -> None:
         """Save features and thumbnails of every image: an audit finds neighbours by them."""
-        network = self.method.prediction_network().eval()
-        own = Features.empty(len(self.share.rows))
-        done, total = 0, len(self.manifest)
+        network, share = self.learner.method.prediction_network().eval(), self.samples.share
+        own = Features.empty(len(share.rows))
+        loader, done, total = self.loaders.every_image(), 0, len(self.manifest)
         for look in look_at_images(network, loader, self.runtime, self.preprocessing):
-            own.keep(look, self.share.places(look.batch.index).numpy())
+            own.keep(look, share.places(look.batch.index).numpy())
             done += self._count(look.batch)
             observer.progress("features", min(done, total), total)
-            self._end_if_told(stop, remedy)
+            self._end_if_told(stop)
         vectors, thumbnails = (
-            self.group.whole(torch.from_numpy(part), self.owner).numpy()
+            self.group.whole(torch.from_numpy(part), self.samples.owner).numpy()
             for part in (own.vectors, own.thumbnails)
         )
         if self.group.is_first:
             Features(vectors, thumbnails).save(self.run.features_file)
 
-    def _epoch_metrics(
-        self, totals: EpochTotals, before: Tensor, seconds: float
-    ) -> dict[str, float]:
-        train, predicted, group = self.places["train"], self.record.prediction, self.group
+    def _epoch_metrics(self, totals: EpochTotals, part: PartOfEpoch) -> dict[str, float]:
+        samples, learner, group = self.samples, self.learner, self.group
+        train, predicted = samples.places["train"], learner.record.prediction
         row: dict[str, float] = {
             "epoch": self.epoch + 1,
-            "lr": self._peak_lr * self.schedule.factor(self.epoch + 1),
-            "seconds": seconds,
+            "lr": learner.lr(self.epoch + 1),
+            "seconds": part.seconds,
             **loss_metrics(totals),
             **agreement_metrics(
                 predicted[train],
-                before[train],
-                self.method.target_classes(train),
-                self.labels[train],
+                part.before[train],
+                learner.method.target_classes(train),
+                samples.labels[train],
                 group,
             ),
         }
-        if self.truth is not None:
+        if samples.truth is not None:
             row |= memorisation_metrics(
-                predicted[train], self.labels[train], self.truth[train], group
+                predicted[train], samples.labels[train], samples.truth[train], group
             )
         for split in ("val", "test"):
-            places = self.places[split]
-            truth = None if self.truth is None else self.truth[places]
-            given_prob = self.record.given_prob[places, self.epoch]
+            places = samples.places[split]
+            truth = None if samples.truth is None else samples.truth[places]
+            given_prob = learner.record.given_prob[places, self.epoch]
             row |= held_out_metrics(
-                split, predicted[places], given_prob, self.labels[places], truth, group
+                split, predicted[places], given_prob, samples.labels[places], truth, group
             )
         return row
 
@@ -650,7 +508,7 @@ class Training:
 
         Without `wait` the files are written while training goes on.
         """
-        self._share_unreadable()
+        self.unreadable.share(self.group)
         state = self.state_dict()
         if not self.group.is_first:
             return
@@ -673,82 +531,51 @@ class Training:
             write_text(file, text)
 
     def _tables(self) -> dict[Path, str]:
-        paths = self.manifest.paths
-        unreadable = [
-            {"path": paths[row], "reason": self.unreadable[row]} for row in sorted(self.unreadable)
-        ]
         return {
             self.run.metrics_file: csv_text(self.metrics, METRIC_COLUMNS),
-            self.run.unreadable_file: csv_text(unreadable, ("path", "reason")),
+            self.run.unreadable_file: csv_text(self.unreadable.table(), ("path", "reason")),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resume needs; the samples of all processes on the first one."""
+        learner, group, samples = self.learner, self.group, self.samples
+        part = self.part and self.part.state(samples, group, batch_statistics(learner.method))
         return {
             "epoch": self.epoch,
-            "processes": self.group.processes,
-            "method": whole_state(self.method, self.group, self.owner),
-            "record": whole_state(self.record, self.group, self.owner),
-            "optimizer": self.optimizer.state_dict()["state"],
-            "scaler": self.scaler.state_dict(),
-            "halvings": self.halvings,
+            "processes": group.processes,
+            "method": whole_state(learner.method, group, samples.owner),
+            "record": whole_state(learner.record, group, samples.owner),
+            "optimizer": learner.optimizer.state_dict()["state"],
+            "scaler": learner.scaler.state_dict(),
+            "halvings": learner.halvings,
             "metrics": self.metrics,
-            "unreadable": list(self.unreadable.items()),
-            "part": None if self.part is None else self._state_of_part(self.part),
+            "unreadable": self.unreadable.state(),
+            "part": part,
         }
 
-    def _state_of_part(self, part: PartOfEpoch) -> dict[str, Any]:
-        """Return where an epoch stands; what differs between processes by rank."""
-        is_alone = self.group.processes == 1
-        own = {
-            "totals": part.totals.state_dict(),
-            "unreadable": part.unreadable,
-            # Averaged at the end of the epoch, until then each process has its own.
-            "statistics": [] if is_alone else [t.cpu() for t in batch_statistics(self.method)],
-        }
-        return {
-            "before": self.group.whole(part.before, self.owner),
-            "batches": part.batches,
-            "seconds": time.monotonic() - part.started,
-            "own": self.group.gather(own),
-        }
-
-    def _load_part(self, state: Mapping[str, Any]) -> PartOfEpoch:
-        own, samples = state["own"][self.group.rank], len(self.manifest)
-        if state["before"].shape != (samples,):
-            raise ValueError(f"predictions of {len(state['before'])} samples, not {samples}")
-        totals = EpochTotals(self.runtime.device)
-        totals.load_state_dict(own["totals"])
-        if self.group.processes > 1:
-            statistics = batch_statistics(self.method)
-            for tensor, saved in zip(statistics, own["statistics"], strict=True):
-                tensor.copy_(saved)
-        return PartOfEpoch(
-            before=state["before"][self.share.rows].to(self.runtime.device),
-            totals=totals,
-            started=time.monotonic() - float(state["seconds"]),
-            batches={split: int(state["batches"][split]) for split in SPLITS},
-            unreadable=int(own["unreadable"]),
-        )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `state_dict` returned; what does not fit raises something."""
+        learner, samples = self.learner, self.samples
         self.epoch = range(self.config.epochs + 1)[state["epoch"]]
-        self.halvings = range(MOST_HALVINGS + 1)[state["halvings"]]
+        learner.halvings = range(MOST_HALVINGS + 1)[state["halvings"]]
         self.processes_before = int(state.get("processes", 1))
-        for module, saved in ((self.method, state["method"]), (self.record, state["record"])):
-            own = own_state(module, saved, self.share.rows, len(self.manifest))
+        for module, saved in ((learner.method, state["method"]), (learner.record, state["record"])):
+            own = own_state(module, saved, samples.share.rows, len(self.manifest))
             module.load_state_dict(own)
-        restore_optimizer(self.optimizer, state["optimizer"])
+        restore_optimizer(learner.optimizer, state["optimizer"])
         if state["scaler"]:  # empty if the run began without fp16, on another device
-            self.scaler.load_state_dict(state["scaler"])
+            learner.scaler.load_state_dict(state["scaler"])
         self.metrics = [
             {name: float(value) for name, value in row.items()} | {"epoch": int(row["epoch"])}
             for row in state["metrics"]
         ]
-        rows = range(len(self.manifest))
-        self.unreadable = {rows[row]: str(reason) for row, reason in state["unreadable"]}
-        self.part = None if state["part"] is None else self._load_part(state["part"])
+        self.unreadable.load_state(state["unreadable"])
+        self.part = None
+        if state["part"] is not None:
+            statistics = batch_statistics(learner.method)
+            self.part = PartOfEpoch.from_state(
+                state["part"], samples, self.group, statistics, self.runtime.device
+            )
 
     def _draw_curves(self) -> None:
         if self.group.is_first:
@@ -761,35 +588,9 @@ class Training:
             return
         weights = {
             name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.method.prediction_network().state_dict().items()
+            for name, tensor in self.learner.method.prediction_network().state_dict().items()
         }
         write_tensors(self.run.model_file, weights)
-
-    def _loader(
-        self, rows: np.ndarray, transform: Transform, *, shuffle: bool, cached: bool = True
-    ) -> RowLoader:
-        config = self.config
-        return RowLoader(
-            self.manifest,
-            rows,
-            transform,
-            batch_size=self.plan.batch_size,
-            workers=self.plan.workers,
-            seed=config.seed,
-            shuffle=shuffle,
-            balanced=shuffle and config.balanced,
-            share=self.share,
-            cache=self._cache(transform.load_size) if cached else None,
-            pin_memory=self.runtime.device.type == "cuda",
-        )
-
-    def _cache(self, load_size: int) -> ImageCache | None:
-        """Return the cache of images at `load_size`, one for all loaders."""
-        mode = self.config.cache
-        if mode != "none" and load_size not in self.caches:
-            cache = ImageCache(self.manifest, load_size, mode, self.run.cache_folder)
-            self.caches[load_size] = cache
-        return self.caches.get(load_size)
 
     def _plan(self) -> TrainingPlan:
         config = self.config
@@ -802,7 +603,7 @@ class Training:
         return TrainingPlan(
             run=str(self.run.path),
             backbone=config.backbone,
-            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
+            parameters=sum(parameter.numel() for parameter in self.learner.network.parameters()),
             method=config.method,
             device=str(self.runtime.device),
             precision=self.runtime.precision,

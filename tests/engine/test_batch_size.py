@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from elrcli.config import TrainConfig
-from elrcli.engine import automatic, training
+from elrcli.engine import automatic, learner
 from elrcli.engine.batch_size import BatchTrial, with_fitting_batch
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.device import choose_runtime
 from elrcli.engine.distributed import Group
 from elrcli.engine.fit import load_samples, resume
 from elrcli.engine.observer import Observer
+from elrcli.engine.samples import OwnSamples
 from elrcli.errors import OutOfMemory
 from elrcli.methods.single import SingleNetwork
 from elrcli.models import Preprocessing
@@ -47,7 +48,8 @@ def trial(shapes) -> Any:
         manifest = load_samples(config)
         prepared = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
         runtime = choose_runtime("cpu", config.precision)
-        return BatchTrial(config, manifest, np.arange(len(manifest)), runtime, prepared, 1)
+        samples = OwnSamples(manifest, Group(), config.seed)
+        return BatchTrial(config, manifest, samples, runtime, prepared, 1)
 
     return make
 
@@ -147,7 +149,9 @@ def test_a_trial_takes_no_more_images_than_there_are(trial, monkeypatch):
 
 def test_a_process_without_training_images_has_room_for_all(trial):
     one = trial()
-    nobody = BatchTrial(one.config, one.manifest, np.arange(0), one.runtime, one.preprocessing, 2)
+    samples = OwnSamples(one.manifest, Group(1, 2), 0)
+    samples.places["train"] = samples.places["train"][:0]  # more processes than images
+    nobody = BatchTrial(one.config, one.manifest, samples, one.runtime, one.preprocessing, 2)
     assert nobody.largest(64) == 64
 
 
@@ -242,7 +246,7 @@ def test_a_training_that_does_not_fit_on_the_device_at_all(train, monkeypatch, r
     def refuse(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(training, "build_method", refuse)
+    monkeypatch.setattr(learner, "build_method", refuse)
     message = r"^cpu: out of memory\. Choose a smaller --backbone, or another --device\.$"
     with pytest.raises(OutOfMemory, match=message):
         train()

@@ -314,14 +314,17 @@ def test_processes_agree_on_all_but_their_samples(photos, tmp_path, monkeypatch,
     save = Training.save
 
     def compare(training: Training, **options: bool) -> None:
-        own = names_per_sample(training.method)
-        state = training.method.state_dict()
+        learner = training.learner
+        own = names_per_sample(learner.method)
+        state = learner.method.state_dict()
         tensors = {
             name: state[name].numpy()
             for name in state.keys() - own
             if not name.endswith("num_batches_tracked")
         }
-        moments = [entry["momentum_buffer"].numpy() for entry in training.optimizer.state.values()]
+        moments = [
+            entry["momentum_buffer"].numpy() for entry in training.learner.optimizer.state.values()
+        ]
         first, second = training.group.gather((tensors, moments))
         assert any(name.endswith("running_var") for name in tensors)
         alike.append(all((first[0][name] == second[0][name]).all() for name in tensors))

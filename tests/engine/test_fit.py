@@ -39,6 +39,7 @@ from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_sna
 from elrcli.engine.fit import fit, resume
 from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
+from elrcli.engine.unreadable import too_many_unreadable
 from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
 from elrcli.methods.single import SingleNetwork
 from elrcli.models import create_network
@@ -413,7 +414,7 @@ def test_readable_validation_images_alone_are_not_enough(train, tmp_path):
     ],
 )
 def test_how_many_unreadable_images_are_too_many(unreadable, images, share, too_many):
-    assert module.too_many_unreadable(unreadable, images, share) is too_many
+    assert too_many_unreadable(unreadable, images, share) is too_many
 
 
 def test_too_many_unreadable_images_end_the_run_and_are_listed(train, damaged, tmp_path):

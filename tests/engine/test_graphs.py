@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from elrcli.data.loader import RowLoader
-from elrcli.data.transforms import eval_transform
 from elrcli.engine import graphs
 from elrcli.engine import training as module
 from elrcli.engine.device import Runtime, choose_runtime
@@ -118,14 +117,11 @@ def asked(train, monkeypatch) -> Callable[..., list[dict[str, Any]]]:
             return "a stand-in"
 
         def keep(training: Training, observer: Observer, *, for_audit: bool) -> RunFolder:
-            loaders = [
-                training._loader(training.manifest.rows(split), eval_transform(32), shuffle=False)
-                for split in ("train", "val", "test")
-            ]
+            held_out = {split: training.loaders.held_out(split) for split in ("val", "test")}
+            loader = training.loaders.train()
             training.runtime = Runtime(torch.device("cuda"), "bf16")
             notes = Notes()
-            held_out = {"val": loaders[1], "test": loaders[2]}
-            training._replay_steps(loaders[0], held_out, notes)
+            training._replay_steps(loader, held_out, notes)
             told = ["without CUDA graphs, somewhat slower: a stand-in"]
             assert notes.notes == (told if calls else [])
             return training.run

@@ -80,7 +80,7 @@ def training_of(train, monkeypatch) -> Callable[..., Training]:
 def steps_taken(training: Training, steps: int) -> None:
     training.part = None  # as at the beginning of an epoch
     with StopSignals() as stop:
-        training._train_epoch(Batches(steps), Observer(), stop, "")  # type: ignore[arg-type]
+        training._train_epoch(Batches(steps), Observer(), stop)  # type: ignore[arg-type]
 
 
 def waits_per_step(training: Training, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -164,7 +164,8 @@ def test_the_watch_sees_what_it_should(monkeypatch):
 def test_a_step_never_waits_for_the_gpu(training_of, monkeypatch, settings):
     training = training_of(device="cuda", precision="bf16", **settings)
     steps_taken(training, 2)
-    step, end = training.method.training_step, training.method.after_step
+    method = training.learner.method
+    step, end = method.training_step, method.after_step
 
     def strict(*args: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
@@ -174,8 +175,8 @@ def test_a_step_never_waits_for_the_gpu(training_of, monkeypatch, settings):
         end()
         torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(training.method, "training_step", strict)
-    monkeypatch.setattr(training.method, "after_step", relaxed)
+    monkeypatch.setattr(method, "training_step", strict)
+    monkeypatch.setattr(method, "after_step", relaxed)
     try:
         steps_taken(training, 2)
     finally:

@@ -9,6 +9,7 @@ from elrcli.audit.run import audit_run
 from elrcli.engine import automatic
 from elrcli.engine import training as module
 from elrcli.engine.checkpoints import load_checkpoint
+from elrcli.engine.finite import FiniteWatch
 from elrcli.engine.fit import resume
 from elrcli.engine.observer import Observer
 
@@ -80,7 +81,7 @@ def test_nothing_is_said_of_small_tables(train):
 
 def test_a_diverged_epoch_begins_again_with_the_saved_rows(train, monkeypatch):
     """Also those of a table on the host."""
-    original = module.FiniteWatch.look
+    original = FiniteWatch.look
     calls = []
 
     def once(watch):
@@ -89,6 +90,6 @@ def test_a_diverged_epoch_begins_again_with_the_saved_rows(train, monkeypatch):
             raise module.Diverged("a test")
         return original(watch)
 
-    monkeypatch.setattr(module.FiniteWatch, "look", once)
+    monkeypatch.setattr(FiniteWatch, "look", once)
     run = train(on_nan="retry", table="top-k", table_device="host", epochs=2)
     assert load_checkpoint(run.checkpoint_folder)["record"]["visits"].max() == 2
