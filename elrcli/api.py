@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names
+from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError
+from elrcli.errors import ConfigError, DataError, UsageError
 from elrcli.presets import with_preset
 
 if TYPE_CHECKING:
@@ -50,9 +51,31 @@ def train(
     if preset is not None:
         settings = with_preset(preset, settings)
     config = TrainConfig.from_dict({"data": Path(data), **settings}, "train()")
+    return train_as(config, _path(out), overwrite=overwrite, for_audit=for_audit, observer=observer)
+
+
+def train_as(
+    config: TrainConfig,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    for_audit: bool = True,
+    observer: Observer | None = None,
+) -> RunFolder:
+    """Train as `config` says. What is wrong with the data is said before torch is loaded."""
+    samples = None
+    if launch().processes == 1:  # several find out together
+        from elrcli.data.samples import load_samples
+        from elrcli.run import RunFolder
+
+        if out is not None:
+            RunFolder(out).check_free(overwrite=overwrite)
+        samples = load_samples(config)
     from elrcli.engine.fit import fit
 
-    return fit(config, _path(out), overwrite=overwrite, for_audit=for_audit, observer=observer)
+    return fit(
+        config, out, samples=samples, overwrite=overwrite, for_audit=for_audit, observer=observer
+    )
 
 
 def resume(run: AnyPath, *, for_audit: bool = True, observer: Observer | None = None) -> RunFolder:
@@ -201,8 +224,8 @@ def audit_labels(
     `out/run` or under `runs/`. `settings` are fields of `TrainConfig` for that training.
     """
     check_names(settings, "audit_labels()")
-    from elrcli.audit import audit_run
     from elrcli.audit.quick import run_for_audit
+    from elrcli.audit.run import audit_run
     from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
@@ -276,12 +299,12 @@ def apply_decisions(
     from elrcli.run import RunFolder
 
     if decisions is None and accept_above is None:
-        raise ConfigError("nothing to apply. Name a decisions.csv, or give --accept-above.")
+        raise UsageError("nothing to apply. Name a decisions.csv, or give --accept-above.")
     if out is None and not dry_run:
-        raise ConfigError("no place to write to. Give --out, or --dry-run to look first.")
+        raise UsageError("no place to write to. Give --out, or --dry-run to look first.")
     to_csv = out is not None and Path(out).suffix.lower() == ".csv"
     if to_csv and mode is not None:
-        raise ConfigError(f"{out}: a CSV file does not use --mode. Leave it out.")
+        raise UsageError(f"{out}: a CSV file does not use --mode. Leave it out.")
     place = Path(run)
     audit_folder = RunFolder(place).audit_folder
     if not RunFolder(place).is_run() and RunFolder(place / "run").is_run():
@@ -407,6 +430,8 @@ def make_noise(
 
     if table_format(Path(out)) != "csv":
         raise ConfigError(f"{out}: noisy labels are written as CSV. End the name in .csv.")
+    if Path(out).exists():
+        raise ConfigError(f"{out}: exists. Choose another --out, or delete it first.")
     clean = load_data(
         Path(data),
         root=_path(root),
@@ -417,6 +442,8 @@ def make_noise(
     )
     labels = clean.labels.copy()
     train_rows = clean.rows("train")
+    if len(train_rows) == 0:
+        raise DataError(f"{data}: no training images, and only their labels are changed.")
     labels[train_rows] = _noisy_labels(
         clean, train_rows, kind, rate or 0.0, mapping or {}, _path(matrix), seed, observer
     )
@@ -453,9 +480,9 @@ def _check_noise(
     ):
         is_given = value is not None and value != {}
         if kind in kinds and not is_given:
-            raise ConfigError(f"--kind {kind} needs {option}.")
+            raise UsageError(f"--kind {kind} needs {option}.")
         if kind not in kinds and is_given:
-            raise ConfigError(f"--kind {kind} does not use {option}. Leave it out.")
+            raise UsageError(f"--kind {kind} does not use {option}. Leave it out.")
     if rate is not None and not 0.0 <= rate <= 1.0:
         raise ConfigError(f"--rate {rate}: must lie between 0 and 1.")
 

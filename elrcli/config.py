@@ -415,7 +415,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         raw = tomllib.loads(_small_text(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     given = {name.replace("-", "_"): value for name, value in raw.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from elrcli.audit import audit_run
+import elrcli
+from elrcli.audit.run import audit_run
 from elrcli.config import TrainConfig
 from elrcli.engine.evaluate import evaluate_run
 from elrcli.engine.fit import fit
 from elrcli.engine.observer import Observer
-from elrcli.errors import RunError
+from elrcli.errors import Interrupted, RunError
+from elrcli.run import json_text, write_text
 from elrcli.tables import write_table
 
 SIDE = 32  # the digits are 8 x 8 pixels
 FLIPPED = 0.3
 TEST_SHARE = 0.2
+MARK = "demo.json"  # only a folder with it is ever cleared
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def run_demo(
 ) -> DemoResult:
     """Write the digits with 30% wrong labels, train with and without ELR, audit the ELR run."""
     observer = observer or Observer()
-    folder = _prepare(Path(out), overwrite)
+    folder = Path(out)
+    _prepare(folder, overwrite)
     digits, table = folder / "digits", folder / "labels.csv"
     planted = write_digits(digits, table, seed)
     observer.note(
@@ -68,7 +73,11 @@ def run_demo(
         config = TrainConfig(
             data=table, root=digits / "train", method=method, **_settings(seed, epochs)
         )
-        run = fit(config, folder / f"run-{method}", overwrite=overwrite, observer=observer)
+        try:
+            run = fit(config, folder / f"run-{method}", overwrite=overwrite, observer=observer)
+        except Interrupted as error:
+            words = ["elr", "demo", "--out", str(out), "--epochs", str(epochs), "--seed", str(seed)]
+            raise error.continued_with(f"{shlex.join(words)} --overwrite") from None
         evaluation = evaluate_run(run.path, digits / "test", observer=observer)
         accuracy[method] = evaluation.accuracy
     result = audit_run(run.path, observer=observer)
@@ -137,11 +146,13 @@ def _settings(seed: int, epochs: int) -> dict[str, Any]:
     }
 
 
-def _prepare(folder: Path, overwrite: bool) -> Path:
+def _prepare(folder: Path, overwrite: bool) -> None:
+    """Make the folder, or clear that of an earlier demo, which has a mark."""
+    mark = folder / MARK
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "labels.csv").is_file():
+        if not mark.is_file():
             raise RunError(f"{folder}: not empty and not a demo. Choose another --out.")
         if not overwrite:
             raise RunError(f"{folder}: exists. Add --overwrite, or choose another --out.")
         shutil.rmtree(folder / "digits", ignore_errors=True)
-    return folder
+    write_text(mark, json_text({"elr": elrcli.__version__}))

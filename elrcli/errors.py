@@ -39,6 +39,12 @@ class ConfigError(ElrError):
     """A setting has a value that cannot work."""
 
 
+class UsageError(ConfigError):
+    """What was asked for is incomplete, or says one thing twice."""
+
+    exit_code = 2
+
+
 class DataError(ElrError):
     """A folder, a CSV file or an image cannot be used as given."""
 

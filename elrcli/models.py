@@ -435,20 +435,26 @@ def _download(backbone: str, options: dict[str, Any]) -> nn.Module:
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its retries would fill the screen
     try:
-        with _offline_when_unreachable():
+        with _offline_when_unreachable() as is_offline:
             return timm.create_model(backbone, pretrained=True, **options)
     except Exception as error:  # hub, network and timm raise many unrelated kinds here
+        reason = _first_line(error)
+        if is_offline:
+            reason = "they are not in the cache, and the hub cannot be reached"
         raise ModelError(
-            f"{backbone}: pretrained weights cannot be had ({_first_line(error)}). "
-            "Give a local file with --weights FILE, or start from scratch with --no-pretrained."
+            f"{backbone}: no pretrained weights ({reason}). Give a local file with --weights FILE,"
+            " or start from scratch with --no-pretrained."
         ) from None
     finally:
         hub_logging.set_verbosity(level)
 
 
 @contextmanager
-def _offline_when_unreachable() -> Iterator[None]:
-    """Use only cached weights where the hub has no address: its client retries for a minute."""
+def _offline_when_unreachable() -> Iterator[bool]:
+    """Use only cached weights where the hub has no address: its client retries for a minute.
+
+    Tells whether it is so, or was told to be.
+    """
     constants: Any = huggingface_hub.constants
     host = urllib.parse.urlparse(constants.ENDPOINT).hostname
     was_offline = constants.HF_HUB_OFFLINE
@@ -458,7 +464,7 @@ def _offline_when_unreachable() -> Iterator[None]:
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
-        yield
+        yield constants.HF_HUB_OFFLINE
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 

@@ -109,10 +109,10 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     ConfigError for an unknown name.
     """
     if name not in PRESETS:
-        near = [preset for preset in PRESETS if preset.startswith(name)]
-        near = near or difflib.get_close_matches(name, PRESETS, n=1)
-        known = ", ".join(near or PRESETS)
-        hint = f"Did you mean {known}?" if near else f"Choose one of {known}."
+        begun = [preset for preset in PRESETS if preset.startswith(name)]
+        hint = f"Choose one of {', '.join(begun or PRESETS)}."
+        if not begun and (near := difflib.get_close_matches(name, PRESETS, n=1)):
+            hint = f"Did you mean {near[0]}?"
         raise ConfigError(f"--preset {name}: no such preset. {hint}")
     preset = PRESETS[name]
     both = {**preset, **settings}

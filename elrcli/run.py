@@ -126,6 +126,10 @@ class RunFolder:
             raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
         return run
 
+    def is_finished(self, *, for_audit: bool = True) -> bool:
+        """Tell whether training is through, and `for_audit` whether features are there too."""
+        return self.model_file.is_file() and (self.features_file.is_file() or not for_audit)
+
     def check_free(self, *, overwrite: bool) -> None:
         """Raise RunError where no run may be made: over another one only with `overwrite`."""
         if self._holds_something() and not overwrite:

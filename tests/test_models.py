@@ -256,7 +256,7 @@ def test_unreachable_weights_name_both_ways_out(monkeypatch):
     with pytest.raises(ModelError) as caught:
         create_network(TINY, 2, pretrained=True)
     assert str(caught.value) == (
-        "test_resnet: pretrained weights cannot be had (We couldn't connect to the hub.). "
+        "test_resnet: no pretrained weights (We couldn't connect to the hub.). "
         "Give a local file with --weights FILE, or start from scratch with --no-pretrained."
     )
 

@@ -183,6 +183,8 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
     assert str(caught.value) == ("--preset cifar10-symm: no such preset. Did you mean cifar10-sym?")
     with pytest.raises(ConfigError, match=r"no such preset\. Choose one of cifar10-sym, .*plus\.$"):
         with_preset("zzz", {})
+    with pytest.raises(ConfigError, match=r"\. Choose one of webvision, webvision-plus\.$"):
+        with_preset("webv", {})
 
 
 @pytest.fixture(scope="module")

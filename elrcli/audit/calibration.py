@@ -8,6 +8,7 @@ samples that were not trained on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,8 @@ from elrcli.audit.error_share import ErrorShare, estimate_error_share
 from elrcli.audit.evidence import CHUNK, Evidence, Table
 
 FLOOR = 1e-6
-FEW = 30  # samples that say nothing about a share of wrong labels
+JUDGES = 10  # held-out samples, fewer say nothing about a share of wrong labels
+FEW = 30  # samples of one kind that have no pull of their own
 BIASED = 10  # trained samples say as little as a draw from a population so many times as large
 MAX_JUDGED = 5_000_000  # samples times classes that a fit looks at; more change little
 MAX_PULL = 20.0
@@ -37,12 +39,12 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
     looks wrong to them. The other is the share of labels that training could not teach the
     network: of many samples, but it misses what was memorised and counts what was not learned.
 
-    With fewer than 30 held-out samples the trained ones alone are judges; their predictions
+    With fewer than 10 held-out samples the trained ones alone are judges; their predictions
     follow the labels, which counts too few errors.
     """
     judges = np.arange(len(evidence))
     population = len(evidence)
-    is_apart = evidence.judged is not None or int(evidence.held_out.sum()) >= FEW
+    is_apart = evidence.judged is not None or int(evidence.held_out.sum()) >= JUDGES
     if evidence.judged is None and is_apart:
         judges = np.flatnonzero(evidence.held_out)
     elif evidence.judged is None and not evidence.held_out.all():
@@ -60,6 +62,33 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
         unlearned=_disagreement(evidence.seen, evidence, trained),
         apart=_disagreement(evidence.apart, evidence, judges),
     )
+
+
+def cautions(evidence: Evidence, classes: Sequence[str]) -> list[str]:
+    """Return reasons not to trust the estimates, a sentence or two each; most runs have none."""
+    judges = np.arange(len(evidence))
+    found = []
+    if evidence.judged is None and not evidence.held_out.all():
+        judges = np.flatnonzero(evidence.held_out)
+        if len(judges) < FEW:
+            number = f"{len(judges)} image{'' if len(judges) == 1 else 's'}"
+            found.append(
+                f"Only {number} of {len(evidence):,} were held out from training, so the number of"
+                " wrong labels is a rough guess. A larger --val-fraction makes it better."
+            )
+    if len(judges) < JUDGES:
+        return found
+    agreement = 1 - _disagreement(evidence.apart, evidence, judges)
+    counts = np.bincount(evidence.labels[judges], minlength=evidence.classes)
+    largest = int(counts.argmax())
+    share = counts[largest] / len(judges)
+    if agreement <= share + 2 * np.sqrt(share * (1 - share) / len(judges)):
+        found.append(
+            f"The run predicts {agreement:.0%} of the labels that were held out, and always saying"
+            f" '{classes[largest]}' would predict {share:.0%}: it has learned too little to judge"
+            " labels. Train longer, or with another --backbone."
+        )
+    return found
 
 
 def _with_unlearned(share: ErrorShare, unlearned: float, apart: float) -> ErrorShare:

@@ -68,11 +68,23 @@ def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int
         _matrix_share(sharpened(belief, SHARPNESS[place]), labels, fits[place])
         for place in (best, last)
     )
-    unseen = 1 - len(labels) / population
-    chance = QUANTILE * np.sqrt(estimate * (1 - estimate) / len(labels) * unseen)
-    low = min(fits[first].share, estimate) - chance - 0.5 / population
-    high = max(highest, estimate) + chance
+    below, above = _chance(estimate, len(labels), population)
+    low = min(fits[first].share, estimate) - below - 0.5 / population
+    high = max(highest, estimate) + above
     return ErrorShare(estimate, float(max(low, 0.0)), float(min(high, 1.0)), float(SHARPNESS[best]))
+
+
+def _chance(share: float, drawn: int, population: int) -> tuple[float, float]:
+    """Return how far the share of a population may lie below and above that of a draw from it.
+
+    Wilson's interval (1927): where no wrong label was drawn there may still be some.
+    """
+    if drawn == population:
+        return 0.0, 0.0
+    width = QUANTILE**2 * (1 - drawn / population) / drawn
+    middle = (share + width / 2) / (1 + width)
+    half = np.sqrt(share * (1 - share) * width + width**2 / 4) / (1 + width)
+    return share - middle + half, middle + half - share
 
 
 def sharpened(belief: np.ndarray, sharpness: float) -> np.ndarray:

@@ -9,8 +9,9 @@ from typing import Any
 
 from elrcli.config import AUDIT_SETTINGS, AUTO, TrainConfig, option_name
 from elrcli.data.manifest import manifest_text
+from elrcli.data.samples import load_samples
 from elrcli.engine.distributed import current_group, joined
-from elrcli.engine.fit import fit, load_samples, resume
+from elrcli.engine.fit import fit, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
 from elrcli.run import RunFolder, new_path
@@ -52,10 +53,9 @@ def run_for_audit(
     )
     is_there = group.from_first(lambda: out is not None and not overwrite and run.is_run())
     if is_there:
-        is_finished = run.model_file.is_file() and run.features_file.is_file()
-        ignored = {*DATA_SETTINGS, *(MACHINE_SETTINGS if is_finished else ())}
+        ignored = {*DATA_SETTINGS, *(MACHINE_SETTINGS if run.is_finished() else ())}
         _check_same(run, config, {*AUDIT_SETTINGS, *settings} - ignored)
-        if is_finished:
+        if run.is_finished():
             observer.note(f"{run.path}: trained before, used as it is")
             return run
         observer.note(f"{run.path}: goes on from its last epoch")

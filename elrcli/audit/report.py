@@ -108,11 +108,13 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
     samples, flagged = int(summary["samples"]), int(summary["flagged"])
     errors = summary["estimated_errors"]
     estimate, low, high = (round(float(errors[name])) for name in ("estimate", "low", "high"))
+    if errors["high"] > 0.01 * samples:  # of very few labels half a one is much
+        high = max(high, 1)
     rate = _percent(float(summary["estimated_error_rate"]))
     detail = f"{rate} of all labels, between {low:,} and {high:,} with 90% confidence."
     if estimate == 0 and high <= 0.01 * samples:
         first = f"Hardly any of {samples:,} labels looks wrong"
-    elif high - low <= max(estimate, 1):
+    elif estimate > 0 and high - low <= max(estimate, 1):
         verb = "is" if estimate == 1 else "are"
         first = f"About {estimate:,} of {samples:,} labels {verb} wrong"
     else:  # one number would claim too much
@@ -120,7 +122,8 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
         first = f"{span} of {samples:,} labels may be wrong"
         detail = f"Best estimate: {estimate:,}, {detail}"
     if flagged == 0:
-        return first, f"{detail} None reaches the threshold of {float(summary['threshold']):g}."
+        none = f"None reaches the threshold of {float(summary['threshold']):g}"
+        return first, f"{detail} {none}; the first of the order may be worth a look all the same."
     verb = "is" if flagged == 1 else "are"
     return first, (
         f"{detail} {flagged:,} {verb} flagged: wrong with a probability of at least"
@@ -488,6 +491,7 @@ def _page(content: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         run=content["run"],
         headline=first,
         detail=detail,
+        cautions=summary.get("cautions", []),
         css=Markup(css),
         css_hash=_sha256(css),
         js=Markup(js),

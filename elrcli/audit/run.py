@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import elrcli
+from elrcli.audit.calibration import cautions
 from elrcli.audit.duplicates import find_duplicates
 from elrcli.audit.evidence import Evidence, evidence_of_run
 from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
@@ -113,6 +114,7 @@ def audit_run(
         result = replace(result, nearest=nearest, duplicates=duplicates)
     settings = run.train_config()
     summary = full_summary(result, ranking, manifest, threshold) | {
+        "cautions": cautions(evidence, manifest.classes),
         "unreadable": [
             {"path": manifest.paths[row], "reason": unreadable[row]} for row in sorted(unreadable)
         ],

@@ -207,7 +207,7 @@ def audit_lines(summary: Mapping[str, Any], table: Path, *, report: bool) -> lis
     from elrcli.audit.report import headline
     from elrcli.cli.console import aligned
 
-    lines = ["", *headline(summary)]
+    lines = ["", *headline(summary), *summary.get("cautions", [])]
     confused = [
         (row["true"], row["given"], f"{row['samples']:,.0f}")
         for row in summary["most_confused"][:CONFUSIONS]
@@ -215,7 +215,7 @@ def audit_lines(summary: Mapping[str, Any], table: Path, *, report: bool) -> lis
     if confused:
         lines += ["", *aligned(("probably", "labelled", "images"), confused, left=2)]
     suspects = [
-        (row["path"], row["label"], row["suggested"], f"{row['error_probability']:.0%}")
+        (row["path"], row["label"], _suggestion(row), f"{row['error_probability']:.0%}")
         for row in summary["top_suspects"]
     ]
     if suspects:
@@ -233,6 +233,10 @@ def run_lines(run: Path, target: Path) -> list[str]:
     """Return where the run of an audit is, and what comes after the review of `target`."""
     command = f"elr apply {shlex.quote(str(target))} decisions.csv --out corrected.csv"
     return [f"  run       {run}", f"  next      {command}"]
+
+
+def _suggestion(row: Mapping[str, Any]) -> str:
+    return "-" if row["suggested"] == row["label"] else str(row["suggested"])
 
 
 def _truth_figures(figures: Mapping[str, float | None]) -> str:

@@ -18,7 +18,9 @@ from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.errors import printable
 
 SECONDS_BETWEEN_LINES = 30.0  # without a terminal
-LEGEND = "prediction = label (agrees), ELR target = label (target), the same held out (val)"
+LEGEND = (
+    "equal to the label: predictions (agrees), ELR targets (target), held-out predictions (val)"
+)
 
 
 def error(message: str) -> None:
@@ -71,6 +73,12 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things: 1 epoch, 2 epochs, 3 batches."""
+    ending = "" if number == 1 else "es" if thing.endswith("ch") and thing != "epoch" else "s"
+    return f"{number:,} {thing}{ending}"
 
 
 class _Column(NamedTuple):
@@ -131,8 +139,9 @@ def plan_lines(plan: TrainingPlan) -> list[str]:
         f"  {plan.backbone} ({plan.parameters / 1e6:.1f}M parameters), {plan.method}, "
         f"{plan.image_size} px, {plan.device} {plan.precision}",
         f"  {images} images, {plan.classes} classes",
-        f"  {plan.epochs} epochs of {plan.batches} batches of {plan.batch_size}{processes}, "
-        f"{plan.optimizer} {plan.lr:g}, {plan.workers} workers",
+        f"  {counted(plan.epochs, 'epoch')} of {counted(plan.batches, 'batch')} of "
+        f"{plan.batch_size}{processes}, {plan.optimizer} {plan.lr:g}, "
+        f"{counted(plan.workers, 'worker')}",
     ]
 
 

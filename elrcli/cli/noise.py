@@ -32,7 +32,11 @@ def noise(
     rate: Annotated[
         float | None,
         typer.Option(
-            "--rate", min=0.0, max=1.0, help="Probability that a label is redrawn.", show_default=""
+            "--rate",
+            min=0.0,
+            max=1.0,
+            help="Probability that a label is redrawn.",
+            show_default=False,
         ),
     ] = None,
     mapping: Annotated[
@@ -56,10 +60,13 @@ def noise(
 ) -> None:
     """Write a CSV file with synthetic label noise, for experiments.
 
-    Columns: path, label, true_label, and split where the data has splits. Only training labels
-    are changed; validation and test labels stay clean.
+    Columns: path, label, true_label, and split where the data has splits.
+
+    Only training labels are changed; validation and test labels stay clean.
     """
     pairs = [_pairs(text) for text in mapping or []]
+    if len(dict(pairs)) < len(pairs):
+        raise typer.BadParameter("a class turns into one other only.", param_hint="--map")
 
     from elrcli.api import make_noise
     from elrcli.cli import console

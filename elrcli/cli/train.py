@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from elrcli.run import RunFolder
 
 
+def _presets(incomplete: str) -> list[str]:
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
 @with_settings
 def train(
     context: typer.Context,
@@ -33,6 +37,7 @@ def train(
         typer.Option(
             "--preset",
             metavar="NAME",
+            autocompletion=_presets,
             help=f"Settings of the paper: {', '.join(PRESETS)}. --config and options win.",
             rich_help_panel=OUTPUT,
         ),
@@ -94,14 +99,14 @@ def train(
             typer.echo(json.dumps(chosen.to_dict(), indent=2, ensure_ascii=False))
             return
 
+    from elrcli import api
     from elrcli.cli import console
-    from elrcli.engine import fit
 
     with console.watch(quiet) as observer:
         if resume is not None:
-            run = fit.resume(resume, observer=observer)
+            run = api.resume(resume, observer=observer)
         else:
-            run = fit.fit(chosen, out, overwrite=overwrite, observer=observer)
+            run = api.train_as(chosen, out, overwrite=overwrite, observer=observer)
     if not quiet:
         console.say(*closing_lines(run))
     typer.echo(run.path)
@@ -128,7 +133,7 @@ def _refuse_with_resume(context: typer.Context, given: dict[str, Any]) -> None:
 
 def closing_lines(run: RunFolder) -> list[str]:
     """Return how a finished run went and what to do with it."""
-    from elrcli.cli.console import clock
+    from elrcli.cli.console import clock, counted
 
     rows = run.metrics()
     lines = [""]
@@ -136,7 +141,7 @@ def closing_lines(run: RunFolder) -> list[str]:
         seconds = sum(row.get("seconds") or 0.0 for row in rows)
         agreement = rows[-1].get("val_agreement")
         held_out = f", {agreement:.1%} of the validation labels predicted" if agreement else ""
-        lines += [f"Trained {len(rows)} epochs in {clock(seconds)}{held_out}."]
+        lines += [f"Trained {counted(len(rows), 'epoch')} in {clock(seconds)}{held_out}."]
     folder = shlex.quote(str(run.path))
     return [
         *lines,

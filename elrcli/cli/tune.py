@@ -138,8 +138,8 @@ def _reason(name: str, choice: Choice) -> str:
     if choice.within == 1:
         return f"{title} {pick}: the best of {choice.compared}."
     return (
-        f"{title} {pick}: nearest to the default of {choice.within} that cannot be told apart;"
-        f" {best} is ahead."
+        f"{title} {pick}: the nearest to the default among {choice.within} that cannot be told"
+        f" apart; {best} is ahead."
     )
 
 

@@ -116,6 +116,10 @@ def load_data(
     data = Path(data)
     if not data.exists():
         raise DataError(f"{data}: no such file or folder. Check the path.")
+    if is_image_name(data.name) and not data.is_dir():
+        raise DataError(
+            f"{data}: an image. Name the folder that holds the class folders, or a CSV file."
+        )
     if data.is_dir():
         csv_only = {
             "--root": root is not None,
@@ -406,8 +410,20 @@ def _nothing_found(folder: str) -> str:
         has_loose = any(is_image_name(e.name) and not _is_folder(e) for e in entries)
     layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
     if has_loose:
+        parent = os.path.dirname(os.path.abspath(folder))
+        beside = [name for name in _subfolders(parent) if _has_image(os.path.join(parent, name))]
+        if len(beside) > 1:  # it is one of the classes
+            layout = f"Did you mean {parent}, which holds class folders?"
         return f"{folder}: images but no class sub-folders with images. {layout}"
     return f"{folder}: no images found. {layout}"
+
+
+def _has_image(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_image_name(entry.name) for entry in entries)
+    except OSError:
+        return False
 
 
 # --- CSV files ---
@@ -509,11 +525,11 @@ def _read_csv(
         no_text = next((name for name in (label, truth or "") if not is_text(name)), None)
         path = _relative(cells[path_at], bases)
         if not cells[path_at].strip():
-            problem = "no path"
+            problem = "no path. Fill it in, or delete the row."
         elif path is None:
             problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
         elif not label:
-            problem = "no label"
+            problem = "no label. Fill it in, or delete the row."
         elif no_text is not None:
             problem = f"'{legible(no_text)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
         elif known is not None and label not in known:
@@ -531,11 +547,13 @@ def _read_csv(
 
     kept, conflicts = rows.distinct()
     bad |= conflicts
+    missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
     if bad:
+        gone = {rows.lines[row]: f"no such file: {legible(rows.paths[row])}" for row in missing}
+        bad = gone | bad
         raise DataError(listed([f"{csv_path}:{line}: {bad[line]}" for line in sorted(bad)]))
     if len(kept) == 0:
         raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
-    missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
     if missing:
         places = [
             f"{csv_path}:{rows.lines[row]}: no such file: {legible(rows.paths[row])}"
@@ -574,7 +592,9 @@ def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]
             raise DataError(f"{csv_path}: not a regular file. Save the rows as a CSV file.")
         file = open(csv_path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115
     except OSError as error:
-        raise DataError(f"{csv_path}: cannot be read ({error.strerror}).") from error
+        raise DataError(
+            f"{csv_path}: cannot be read ({error.strerror}). Check the path."
+        ) from error
     with file:
         first = file.readline(LONGEST_HEADER)
         if not first.strip():

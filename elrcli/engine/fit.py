@@ -14,7 +14,8 @@ import torch
 
 import elrcli
 from elrcli.config import AUTO, TrainConfig
-from elrcli.data.manifest import Manifest, draw_validation, load_data, manifest_text
+from elrcli.data.manifest import Manifest, manifest_text
+from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import open_settings, resolve, table_choice
 from elrcli.engine.batch_size import with_fitting_batch
 from elrcli.engine.checkpoints import load_checkpoint
@@ -44,17 +45,18 @@ def fit(
     config: TrainConfig,
     out: Path | None = None,
     *,
+    samples: Manifest | None = None,
     overwrite: bool = False,
     for_audit: bool = True,
     observer: Observer | None = None,
 ) -> RunFolder:
     """Train as `config` says and return the run folder.
 
-    `out` defaults to `runs/<data>-<backbone>-<time>`. Processes started by torchrun train
-    together. `for_audit` saves what an audit looks at beside the checkpoint: features of every
-    image, one more pass over the data. Raises DataError, ModelError, RunError, TrainingError or
-    OutOfMemory; Interrupted after SIGINT or SIGTERM, with the state saved; EndedByAnother if
-    another process failed first.
+    `samples` are those of `config` where they have been loaded already. `out` defaults to
+    `runs/<data>-<backbone>-<time>`. Processes started by torchrun train together. `for_audit`
+    saves what an audit looks at beside the checkpoint: features of every image, one more pass over
+    the data. Raises DataError, ModelError, RunError, TrainingError or OutOfMemory; Interrupted
+    after SIGINT or SIGTERM, with the state saved; EndedByAnother if another process failed first.
     """
     group = current_group()
     runtime = choose_runtime(config.device, config.precision)
@@ -64,7 +66,7 @@ def fit(
         writer_class()  # say that the package is missing before anything is written
     if out is not None:  # say so before the work, which takes minutes
         group.from_first(lambda: RunFolder(out).check_free(overwrite=overwrite))
-    manifest = load_samples(config)
+    manifest = load_samples(config) if samples is None else samples
     if len(manifest.rows("train")) < 2:
         raise DataError(f"{config.data}: too few training images. At least 2 are needed.")
     torch.manual_seed(config.seed)
@@ -127,6 +129,9 @@ def resume(
 def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) -> RunFolder:
     if group.is_first:
         run.remove_leftovers()
+    if group.from_first(lambda: run.is_finished(for_audit=for_audit)):
+        observer.note(f"{run.path}: finished before, nothing left to train")
+        return run
     config = run.train_config()
     if open_settings(config):
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
@@ -180,20 +185,6 @@ def _check_size(
             f"{run.checkpoint_folder}: does not fit the run ({samples:,} samples,"
             f" {manifest.num_classes:,} classes, {epochs:,} epochs). Train again."
         )
-
-
-def load_samples(config: TrainConfig) -> Manifest:
-    """Return the samples that `config` trains on, with the validation split that it draws."""
-    listed = load_data(
-        config.data,
-        root=config.root,
-        path_column=config.path_column,
-        label_column=config.label_column,
-        split_column=config.split_column,
-        truth_column=config.truth_column,
-        follow_links=config.follow_links,
-    )
-    return draw_validation(listed, config.val_fraction, config.seed)
 
 
 def _classes_without_training(manifest: Manifest) -> str:

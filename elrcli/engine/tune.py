@@ -22,10 +22,11 @@ import numpy as np
 
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
+from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import automatic_lr
 from elrcli.engine.checkpoints import has_checkpoint, load_checkpoint
 from elrcli.engine.distributed import current_group, joined
-from elrcli.engine.fit import fit, load_samples, resume
+from elrcli.engine.fit import fit, resume
 from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elrcli.audit.calibration import doubt_labels, posterior, share_of_errors
+from elrcli.audit.calibration import cautions, doubt_labels, posterior, share_of_errors
 from elrcli.audit.evidence import Evidence, normalised
 from tests.audit.labels import calibration_error, draw_beliefs, uniform_errors
 
@@ -47,6 +47,49 @@ def test_a_network_that_never_saw_a_sample_judges_it():
     )
     assert share_of_errors(judged).estimate == pytest.approx(wrong.mean(), abs=0.04)
     assert share_of_errors(pulled).estimate < 0.1
+
+
+@pytest.mark.parametrize(("held_out", "says_few"), [(9, True), (29, True), (30, False)])
+def test_few_held_out_samples_are_a_reason_for_caution(held_out, says_few):
+    samples = np.arange(300)
+    labels = (samples % 2).astype(np.int32)
+    evidence = Evidence(samples, labels, samples < held_out, sure_of(labels.tolist()))
+    found = cautions(evidence, ("cat", "dog"))
+    assert len(found) == says_few
+    if says_few:
+        assert found[0].startswith(f"Only {held_out} images of 300 were held out from training")
+
+
+@pytest.mark.parametrize(("right", "says_poor"), [(20, True), (24, True), (28, False)])
+def test_a_network_that_has_learned_nothing_is_no_judge(right, says_poor):
+    """Of 40 held-out labels 20 are cats: chance alone reaches 50% + 16%."""
+    samples = np.arange(200)
+    labels = (samples % 2).astype(np.int32)
+    predicted = np.where(samples < right, labels, 1 - labels)
+    evidence = Evidence(samples, labels, samples < 40, sure_of(predicted.tolist()))
+    found = cautions(evidence, ("cat", "dog"))
+    assert len(found) == says_poor
+    if says_poor:
+        assert f"predicts {right / 40:.0%} of the labels that were held out" in found[0]
+        assert "always saying 'cat' would predict 50%" in found[0]
+
+
+def test_every_sample_judged_apart_leaves_no_doubt_of_that_kind():
+    evidence, _ = make_evidence(0.2, held_out=0.0)
+    judged = Evidence(
+        evidence.rows, evidence.labels, evidence.held_out, evidence.seen, judged=evidence.seen
+    )
+    assert cautions(judged, tuple("abcde")) == []
+
+
+def test_a_small_draw_without_errors_does_not_prove_that_there_are_none():
+    """Of 20 held-out labels none is wrong: up to 11% of all may be (Wilson's interval)."""
+    samples = np.arange(200)
+    labels = (samples % 2).astype(np.int32)
+    evidence = Evidence(samples, labels, samples < 20, sure_of(labels.tolist()))
+    share = share_of_errors(evidence)
+    assert share.low == 0
+    assert 0.1 < share.high < 0.15
 
 
 def sure_of(classes: list[int]) -> np.ndarray:

@@ -143,7 +143,20 @@ def test_headline_claims_no_more_than_the_interval(
     assert headline(summary)[0] == first
     detail = headline(summary)[1]
     assert f"between {low:.0f} and {high:.0f} with 90% confidence." in detail
-    assert detail.endswith(" None reaches the threshold of 0.5.")
+    assert " None reaches the threshold of 0.5; the first of the order may be worth" in detail
+
+
+def test_half_a_label_of_one_is_not_hardly_any():
+    summary = {
+        "samples": 1,
+        "flagged": 0,
+        "threshold": 0.5,
+        "estimated_errors": {"estimate": 0.26, "low": 0.0, "high": 0.4},
+        "estimated_error_rate": 0.26,
+    }
+    first, detail = headline(summary)
+    assert first == "Up to 1 of 1 labels may be wrong"
+    assert detail.startswith("Best estimate: 0, 26% of all labels, between 0 and 1 with")
 
 
 def test_page_carries_the_ranking_with_pictures(manifest: Manifest):

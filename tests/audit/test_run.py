@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elrcli.audit import audit_run
-from elrcli.audit.run import TABLE_COLUMNS
+from elrcli.audit.run import TABLE_COLUMNS, audit_run
 from elrcli.config import TrainConfig
 from elrcli.engine.fit import fit
 from elrcli.errors import ConfigError, DataError, RunError

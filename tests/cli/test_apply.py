@@ -139,7 +139,7 @@ def test_given_splits_are_kept(elr, tmp_path, monkeypatch):
 )
 def test_what_is_missing_or_would_be_ignored_is_named(elr, run, typed, message):
     outcome = elr("apply", run, *typed)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert message in outcome.err
 
 

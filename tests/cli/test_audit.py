@@ -25,8 +25,10 @@ SUMMARY = {
     "estimated_error_rate": 0.101,
     "most_confused": [{"true": "cat", "given": "dog", "probability": 0.1, "samples": 12.4}],
     "top_suspects": [
-        {"path": "dog/1.png", "label": "dog", "suggested": "cat", "error_probability": 0.987}
+        {"path": "dog/1.png", "label": "dog", "suggested": "cat", "error_probability": 0.987},
+        {"path": "cat/2.png", "label": "cat", "suggested": "cat", "error_probability": 0.21},
     ],
+    "cautions": ["Only 20 images were held out."],
 }
 
 
@@ -43,7 +45,7 @@ def run(tmp_path, monkeypatch) -> Path:
         CALLS.append({"run": run, "out": out} | options)
         return SimpleNamespace(summary=SUMMARY | {"run": str(run)})
 
-    monkeypatch.setattr("elrcli.audit.audit_run", audit_run)
+    monkeypatch.setattr("elrcli.audit.run.audit_run", audit_run)
     return folder
 
 
@@ -67,12 +69,14 @@ def test_a_short_summary_on_stderr(elr, run):
     assert outcome.err.splitlines() == [
         "",
         *headline(SUMMARY),
+        "Only 20 images were held out.",
         "",
         "probably  labelled  images",
         "cat       dog           12",
         "",
         "most suspicious  label  suggested  wrong with",
         "dog/1.png        dog    cat               99%",
+        "cat/2.png        cat    -                 21%",
         "",
         "  table     runs/a/audit/audit.csv",
         "  look at   runs/a/audit/report.html",

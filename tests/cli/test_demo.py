@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elrcli.demo import DemoResult, _prepare, write_digits
-from elrcli.errors import RunError
+from elrcli.demo import DemoResult, _prepare, run_demo, write_digits
+from elrcli.errors import Interrupted, RunError
 
 RESULT = DemoResult(
     folder=Path("d"),
@@ -81,8 +81,27 @@ def test_only_an_earlier_demo_is_replaced(tmp_path):
     with pytest.raises(RunError, match="not empty and not a demo"):
         _prepare(tmp_path, overwrite=True)
     (tmp_path / "labels.csv").touch()
+    (tmp_path / "digits").mkdir()
+    with pytest.raises(RunError, match="not empty and not a demo"):
+        _prepare(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "labels.csv", "mine.txt"]
+
+
+def test_a_demo_that_was_interrupted_can_be_replaced(tmp_path):
+    _prepare(tmp_path / "d", overwrite=False)
+    (tmp_path / "d/digits/train").mkdir(parents=True)
     with pytest.raises(RunError, match="Add --overwrite"):
-        _prepare(tmp_path, overwrite=False)
-    (tmp_path / "digits/train").mkdir(parents=True)
-    _prepare(tmp_path, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "mine.txt"]
+        _prepare(tmp_path / "d", overwrite=False)
+    _prepare(tmp_path / "d", overwrite=True)
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["demo.json"]
+
+
+def test_an_interrupted_demo_names_the_command_that_begins_again(tmp_path, monkeypatch):
+    def stop(*arguments: object, **options: object) -> None:
+        raise Interrupted("Stopped. Continue with: elr train --resume d/run-ce", 15)
+
+    monkeypatch.setattr("elrcli.demo.fit", stop)
+    with pytest.raises(Interrupted) as caught:
+        run_demo(tmp_path / "d", seed=3, epochs=2)
+    command = f"elr demo --out {tmp_path}/d --epochs 2 --seed 3 --overwrite"
+    assert str(caught.value) == f"Stopped. Continue with: {command}"

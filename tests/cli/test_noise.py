@@ -93,6 +93,38 @@ def read_paths(data: Path) -> list[tuple[int, str]]:
     return list(enumerate(found))
 
 
+def test_nothing_is_replaced(elr, data):
+    Path("n.csv").write_text("mine")
+    outcome = elr("noise", data, "-o", "n.csv", "--rate", 0.4)
+    assert (outcome.code, outcome.err) == (
+        1,
+        "error: n.csv: exists. Choose another --out, or delete it first.\n",
+    )
+    assert Path("n.csv").read_text() == "mine"
+
+
+def test_without_training_images_there_is_nothing_to_change(elr, data):
+    lines = [f"{path},{path.split('/')[0]},test" for _, path in read_paths(data)]
+    Path("data.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    outcome = elr("noise", "data.csv", "-o", "n.csv", "--rate", 0.4, "--root", data)
+    assert outcome.code == 1
+    assert "data.csv: no training images" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--map", "cat=dog", "--map", "cat=bird"], "a class turns into one other only"),
+        ([], "--kind asymmetric needs --map"),
+    ],
+)
+def test_wrong_usage(elr, data, typed, message):
+    asked = ["--kind", "asymmetric", "--rate", 0.4]
+    outcome = elr("noise", data, "-o", "n.csv", *asked, *typed)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -59,7 +59,7 @@ def test_two_processes_train_and_predict(photos, tmp_path):
     out, err = program.communicate(timeout=300)
     assert program.returncode == 0, err
     assert out == f"{run}\n"
-    assert "1 epochs of 3 batches of 4 in each of 2 processes" in err
+    assert "1 epoch of 3 batches of 4 in each of 2 processes" in err
     assert err.count("1/1") == 1
     program = start("predict", run, photos, "--quiet", "--device", "cpu", "--workers", 0)
     out, err = program.communicate(timeout=300)

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from elrcli.cli.app import app
 from elrcli.config import TrainConfig
 from elrcli.presets import PRESETS
 from elrcli.run import RunFolder
@@ -216,11 +220,11 @@ def test_resume_takes_no_other_setting(elr, others):
 def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):
     calls = []
 
-    def fit(config, out, *, overwrite, observer):
+    def train_as(config, out, *, overwrite, observer):
         calls.append((config, out, overwrite))
         return RunFolder(tmp_path / "my run")
 
-    monkeypatch.setattr("elrcli.engine.fit.fit", fit)
+    monkeypatch.setattr("elrcli.api.train_as", train_as)
     outcome = elr("train", "data", "--out", "a", "--overwrite", "--quiet")
     assert outcome == (0, f"{tmp_path}/my run\n", "")
     outcome = elr("train", "data", "-o", "b", "-q")
@@ -232,6 +236,39 @@ def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):
     assert f"{tmp_path}/my run/curves.svg" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["no"], "error: no: no such file or folder. Check the path.\n"),
+        (["labels.csv", "--label-column", "kind"], "no column 'kind'"),
+        (["labels.csv", "--out", "taken"], "error: taken: is a file. Choose another --out.\n"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_said_before_torch_is_loaded(tmp_path, typed, message):
+    (tmp_path / "labels.csv").write_text("path,label\na.png,a\n")
+    (tmp_path / "taken").touch()
+    program = (
+        "import sys; from elrcli.cli.app import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", program, "train", *typed],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 1
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_presets_are_completed():
+    (option,) = (o for o in get_command(app).commands["train"].params if o.name == "preset")
+    found = option.shell_complete(None, "cifar100")
+    assert [item.value for item in found] == ["cifar100", "cifar100-star", "cifar100-plus"]
+
+
 def test_resume_reaches_the_engine(elr, tmp_path, monkeypatch):
     calls = []
 
@@ -239,6 +276,6 @@ def test_resume_reaches_the_engine(elr, tmp_path, monkeypatch):
         calls.append(run)
         return RunFolder(run)
 
-    monkeypatch.setattr("elrcli.engine.fit.resume", resume)
+    monkeypatch.setattr("elrcli.api.resume", resume)
     assert elr("train", "--resume", "runs/a").out == "runs/a\n"
     assert calls == [Path("runs/a")]

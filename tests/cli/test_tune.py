@@ -49,7 +49,7 @@ def test_table_pick_and_command_on_stdout(elr):
         "     7   0.7  0.003    failed",
         "",
         "lr 0.001: the best of 3.",
-        "lambda 3: nearest to the default of 2 that cannot be told apart; 1 is ahead.",
+        "lambda 3: the nearest to the default among 2 that cannot be told apart; 1 is ahead.",
         "The search took as much training as 25% of its grid.",
         "",
         "elr train 'my photos' --lambda 3 --beta 0.7 --epochs 16 --lr 0.001 --no-flip",

@@ -153,6 +153,18 @@ def test_class_folders_beside_what_is_no_split_are_refused(tmp_path):
     assert f"Train on {tmp_path}/train" in message
 
 
+def test_an_image_is_no_data(tmp_path):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    assert "1.png: an image. Name the folder that holds the class" in error_of(tmp_path / "a/1.png")
+
+
+def test_one_class_folder_leads_to_the_folder_above(tmp_path):
+    touch(tmp_path, "data/a/1.png", "data/b/2.png", "alone/c/3.png")
+    message = error_of(tmp_path / "data/a")
+    assert message.endswith(f"Did you mean {tmp_path}/data, which holds class folders?")
+    assert "Put images into one sub-folder per class" in error_of(tmp_path / "alone/c")
+
+
 def test_without_train_the_names_of_splits_are_classes(tmp_path):
     touch(tmp_path, "val/1.png", "test/2.png")
     assert load_data(tmp_path).classes == ("test", "val")
@@ -359,7 +371,7 @@ def test_the_delimiter_is_the_one_that_gives_the_path_column(tmp_path):
 def test_quoted_newlines_keep_line_numbers_right(tmp_path):
     text = 'path,label\na.png,"two\nlines"\nb.png,\n'
     csv_path = write_csv(tmp_path, text, "a.png", "b.png")
-    assert error_of(csv_path) == f"{csv_path}:4: no label"
+    assert error_of(csv_path) == f"{csv_path}:4: no label. Fill it in, or delete the row."
 
 
 @pytest.mark.parametrize(
@@ -428,12 +440,20 @@ def test_all_bad_rows_are_collected(tmp_path):
     )
     csv_path = write_csv(tmp_path, text, "a.png")
     assert error_of(csv_path).splitlines() == [
-        f"{csv_path}:3: no path",
-        f"{csv_path}:4: no label",
+        f"{csv_path}:3: no path. Fill it in, or delete the row.",
+        f"{csv_path}:4: no label. Fill it in, or delete the row.",
         f"{csv_path}:5: unknown split 'valdi'. Did you mean 'val'?",
         f"{csv_path}:6: 'a.png' has label 'x' on line 2 and 'y' here. Keep one of the two lines.",
         f"{csv_path}:7: '../d.png' lies outside {tmp_path}. Set --root.",
         "and 2 more",
+    ]
+
+
+def test_missing_files_are_named_with_the_bad_rows(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\na.png,x\ngone.png,y\nb.png,\n", "a.png", "b.png")
+    assert error_of(csv_path).splitlines() == [
+        f"{csv_path}:3: no such file: gone.png",
+        f"{csv_path}:4: no label. Fill it in, or delete the row.",
     ]
 
 

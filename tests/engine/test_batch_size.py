@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from elrcli.config import TrainConfig
+from elrcli.data.samples import load_samples
 from elrcli.engine import automatic, learner
 from elrcli.engine.batch_size import BatchTrial, with_fitting_batch
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.device import choose_runtime
 from elrcli.engine.distributed import Group
-from elrcli.engine.fit import load_samples, resume
+from elrcli.engine.fit import resume
 from elrcli.engine.observer import Observer
 from elrcli.engine.samples import OwnSamples
 from elrcli.errors import OutOfMemory

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed import HashStore, PrefixStore
 
-from elrcli.audit import audit_run
 from elrcli.audit.quick import run_for_audit
+from elrcli.audit.run import audit_run
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import load_data
 from elrcli.data.shares import deal_rows

@@ -12,8 +12,8 @@ import pytest
 import elrcli
 from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest
+from elrcli.data.samples import load_samples
 from elrcli.engine import tune as search
-from elrcli.engine.fit import load_samples
 from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.engine.tune import (
