@@ -16,6 +16,7 @@ from elrcli.cli.audit import audit
 from elrcli.cli.backbones import backbones
 from elrcli.cli.demo import demo
 from elrcli.cli.evaluate import evaluate
+from elrcli.cli.help import Command
 from elrcli.cli.noise import noise
 from elrcli.cli.predict import predict
 from elrcli.cli.train import train
@@ -26,10 +27,11 @@ from elrcli.errors import ElrError, EndedByAnother
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for command in (train, predict, audit, apply, evaluate, noise, tune, backbones, demo):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _show_version(wanted: bool) -> None:

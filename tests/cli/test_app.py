@@ -52,7 +52,20 @@ def test_help_lists_every_command(elr):
 def test_no_arguments_show_the_help(elr):
     outcome = elr()
     assert outcome.code == 2
-    assert "Usage: elr" in outcome.out
+    assert "Usage: elr" in outcome.err
+
+
+def test_help_is_whole_on_a_narrow_terminal(elr, monkeypatch):
+    """No option is cut, texts stand beside options, in the panels that the options name."""
+    monkeypatch.setenv("COLUMNS", "80")
+    page = elr("train", "--help").out
+    assert "…" not in page
+    assert all(len(line) <= 80 for line in page.splitlines())
+    assert "  --checkpoint-minutes <float>\n      " in page
+    assert "  --beta <float>              Momentum of the targets.  [default: 0.7;\n" in page
+    titles = [line for line in page.splitlines() if line.endswith(":") and line[0] != " "]
+    panels = ["Output:", "Data:", "Model:", "Method:", "Optimisation:", "Images:", "Machine:"]
+    assert titles == ["Arguments:", *panels, "Options:"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

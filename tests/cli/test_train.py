@@ -190,7 +190,7 @@ def test_an_unknown_preset_is_refused(elr):
     assert outcome == (
         1,
         "",
-        "error: --preset clothing: no such preset. Did you mean clothing1m, clothing1m-plus?\n",
+        "error: --preset clothing: no such preset. Choose one of clothing1m, clothing1m-plus.\n",
     )
 
 
