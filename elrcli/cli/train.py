@@ -53,7 +53,7 @@ def train(
             "-o",
             help="Run folder to write.",
             rich_help_panel=OUTPUT,
-            show_default="runs/<name>-<time>",
+            show_default="runs/<data>-<backbone>-<time>",
         ),
     ] = None,
     overwrite: Annotated[

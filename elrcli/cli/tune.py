@@ -67,7 +67,7 @@ def tune(
             "-o",
             help="Folder of the runs; a search in it goes on.",
             rich_help_panel=OUTPUT,
-            show_default="runs/<name>-tune-<time>",
+            show_default="runs/<data>-tune-<time>",
         ),
     ] = None,
     overwrite: Annotated[
