@@ -60,7 +60,9 @@ def test_every_cell_has_settings(paper):
             own = {"ce": "ce", "preact-ce": "ce", "plus": "elr-plus"}
             assert config.method == own.get(method, "elr")
             lam = 1 if noise.startswith("asym") else 3
-            assert config.lam == (7 if data == "cifar100" else lam)
+            if config.has_elr_term:
+                assert config.lam == (7 if data == "cifar100" else lam)
+            assert config.has_elr_term == (method not in own or own[method] != "ce")
             assert (config.backbone == "cifar_resnet34") == (method in ("ce", "elr", "star"))
             assert not (method == "preact-ce" and (config.mixup or config.ema))
 
