@@ -15,7 +15,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[parquet,tensorboard]" && rm -r /wheels
+RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[onnx,parquet,tensorboard]" && rm -r /wheels
 
 # Everything that is written outside the work folder goes to /cache. It is open to every
 # user id, so that `--user` can hand the run folder to the person who called.

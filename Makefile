@@ -19,7 +19,7 @@ venv: $(READY)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev,parquet,tensorboard]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,onnx,parquet,tensorboard]'
 	touch $@
 
 test: $(READY)

@@ -395,6 +395,24 @@ def evaluate(
     )
 
 
+def export(
+    run: AnyPath,
+    out: AnyPath | None = None,
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the network of a finished run for other programs and return the file.
+
+    `format` is onnx, a graph from pixels to probabilities, or safetensors, weights for timm with
+    a `config.json` beside them; without it the suffix of `out` decides. Without `out` the file
+    is `RUN/export/model.FORMAT`, and without both it is ONNX.
+    """
+    from elrcli.engine.export import export_run
+
+    return export_run(Path(run), _path(out), format=format, overwrite=overwrite)
+
+
 def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
     """Return timm model names that contain `pattern`, or match it where it has wildcards."""
     from elrcli.models import list_backbones

@@ -109,6 +109,52 @@ def members(network: nn.Module) -> list[nn.Module]:
     return list(network.networks) if isinstance(network, Ensemble) else [network]
 
 
+def is_from_timm(backbone: str) -> bool:
+    """Tell timm's own networks from those that are registered here."""
+    return backbone.split(".")[0] not in default_cfgs
+
+
+def timm_config(
+    backbone: str, classes: Sequence[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Return the `config.json` with which timm builds a network and prepares its images.
+
+    The form is that of timm's `local-dir:` and `hf-hub:` sources.
+    """
+    name, _, _ = backbone.partition(".")
+    source = _pretrained_config(backbone)
+    size = preprocessing.image_size
+    is_fixed = bool(source.get("fixed_input_size"))
+    config: dict[str, Any] = {
+        "architecture": name,
+        "num_classes": len(classes),
+        "label_names": list(classes),
+    }
+    if is_fixed and tuple(source["input_size"][1:]) != (size, size):
+        config["model_args"] = {"img_size": size}
+    config["pretrained_cfg"] = {
+        "num_classes": len(classes),
+        "input_size": [3, size, size],
+        "fixed_input_size": is_fixed,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "first_conv": source.get("first_conv"),
+        "classifier": source.get("classifier"),
+        "custom_load": False,
+    }
+    return config
+
+
+def plain_attention(network: nn.Module) -> None:
+    """Make attention of steps that every exporter knows, with the same result."""
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+
+
 def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
     """Return model names that contain `pattern` or match it as a glob: timm's and `cifar_*`."""
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"

@@ -89,6 +89,11 @@ class RunFolder:
         return self.path / "audit"
 
     @property
+    def export_folder(self) -> Path:
+        """Default place of the network in other forms."""
+        return self.path / "export"
+
+    @property
     def cache_folder(self) -> Path:
         """Decoded images, with `--cache disk`."""
         return self.path / "cache"
@@ -109,6 +114,7 @@ class RunFolder:
         return (
             self.checkpoint_folder,
             self.audit_folder,
+            self.export_folder,
             self.cache_folder,
             self.tensorboard_folder,
         )

@@ -105,7 +105,7 @@ def test_a_pipe_of_settings_is_not_waited_for(tmp_path):
         read_toml(tmp_path / "settings.toml")
 
 
-@pytest.mark.parametrize("name", ["audit", "checkpoint", "cache", "tensorboard"])
+@pytest.mark.parametrize("name", ["audit", "checkpoint", "cache", "export", "tensorboard"])
 def test_nothing_is_written_through_links_in_a_run(run, tmp_path, name):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

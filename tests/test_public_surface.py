@@ -35,6 +35,7 @@ def test_public_names_are_pinned():
         "apply_decisions",
         "audit_labels",
         "evaluate",
+        "export",
         "list_backbones",
         "make_noise",
         "predict",

@@ -16,6 +16,7 @@ from elrcli.cli.audit import audit
 from elrcli.cli.backbones import backbones
 from elrcli.cli.demo import demo
 from elrcli.cli.evaluate import evaluate
+from elrcli.cli.export import export
 from elrcli.cli.help import Command
 from elrcli.cli.noise import noise
 from elrcli.cli.predict import predict
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (train, predict, audit, apply, evaluate, noise, tune, backbones, demo):
+for command in (train, predict, audit, apply, evaluate, export, noise, tune, backbones, demo):
     app.command(cls=Command)(command)
 
 

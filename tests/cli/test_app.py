@@ -17,6 +17,7 @@ COMMANDS = (
     "audit",
     "apply",
     "evaluate",
+    "export",
     "noise",
     "tune",
     "backbones",
