@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names
+from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names, read_json_object
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError
 from elrcli.presets import with_preset
@@ -287,6 +288,8 @@ def apply_decisions(
     if not RunFolder(place).is_run() and RunFolder(place / "run").is_run():
         place, audit_folder = place / "run", place  # what `elr audit DATA --out` writes
     folder = RunFolder.open(place)
+    if accept_above is not None:
+        _check_own_audit(audit_folder / "summary.json", place)
     plan = plan_corrections(
         _with_given_splits(folder),
         _path(decisions),
@@ -309,6 +312,15 @@ def apply_decisions(
     else:
         write_folder(plan, Path(out), mode=mode or "copy", with_split=with_split)
     return plan
+
+
+def _check_own_audit(summary: Path, run: Path) -> None:
+    """Raise DataError if the audit that wrote `summary` ranked other data than that of the run."""
+    if summary.is_file() and read_json_object(summary).get("applies_to_run") is False:
+        raise DataError(
+            f"{summary.parent}: ranks other data than that of the run. Do it again with:"
+            f" elr audit {shlex.quote(str(run))} --out {shlex.quote(str(summary.parent))}"
+        )
 
 
 def _with_given_splits(run: RunFolder) -> Manifest:

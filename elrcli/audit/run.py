@@ -27,7 +27,7 @@ from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError, RunError
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.run import RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
 
 TABLE_COLUMNS = (
@@ -66,11 +66,13 @@ def audit_run(
 ) -> AuditResult:
     """Rank the labels of a run, or of `data` by its predictions, and write the files.
 
-    `out` defaults to `RUN/audit`. `truth` is a CSV file whose `truth_column` (default
-    `true_label`) only adds figures. Raises ConfigError, DataError or RunError.
+    `out` defaults to `RUN/audit`, with `data` to a new folder under `runs/`. `truth` is a CSV file
+    whose `truth_column` (default `true_label`) only adds figures. Raises ConfigError, DataError or
+    RunError.
     """
     observer = observer or Observer()
     run = RunFolder.open(run_path)
+    folder = out or (run.audit_folder if data is None else new_path(data, "audit"))
     if data is None:
         manifest = run.manifest()
         evidence, unreadable, epochs = trained_evidence(run, manifest)
@@ -128,11 +130,10 @@ def audit_run(
         is_error = result.labels != true_labels[result.rows]
         summary["truth"] = ranking_figures(result.score, is_error)
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
-    result = replace(result, summary=summary)
+    result = replace(result, summary=summary, folder=folder)
 
     if not current_group().is_first:
         return result
-    folder = out or run.audit_folder
     table = folder / f"audit.{format}"
     write_table(table, TABLE_COLUMNS, table_rows(result, manifest))
     write_text(folder / "summary.json", json_text(result.summary))

@@ -116,6 +116,17 @@ def test_other_data_is_ranked_by_predictions(trained, tmp_path):
     assert not run.audit_folder.exists()
 
 
+def test_other_data_leaves_the_audit_of_the_run_alone(trained, tmp_path, monkeypatch):
+    run, _ = trained
+    monkeypatch.chdir(tmp_path)
+    write_shapes(tmp_path / "new", per_class=4, size=48, seed=9)
+    result = audit_run(run.path, data=Path("new"), report=False)
+    assert not run.audit_folder.exists()
+    assert result.folder.parent == Path("runs")
+    assert result.folder.name.startswith("new-audit-")
+    assert (result.folder / "audit.csv").is_file()
+
+
 def test_unknown_classes_in_other_data_are_refused(trained, tmp_path):
     run, _ = trained
     write_shapes(tmp_path / "new", per_class=2, classes=("circle", "star"), size=48)

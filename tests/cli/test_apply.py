@@ -86,6 +86,19 @@ def test_a_decision_wins_over_a_suggestion(elr, run):
     assert labels("fixed.csv")["cat/0004.png"] == "dog"
 
 
+def test_suggestions_for_other_data_are_refused(elr, run):
+    Path("run/audit/summary.json").write_text('{"applies_to_run": false}')
+    outcome = elr("apply", run, "-o", "fixed.csv", "--accept-above", 0.95)
+    assert outcome.code == 1
+    assert outcome.err == (
+        "error: run/audit: ranks other data than that of the run. Do it again with:"
+        " elr audit run --out run/audit\n"
+    )
+    assert elr("apply", run, "decisions.csv", "-o", "fixed.csv").code == 0
+    Path("run/audit/summary.json").write_text('{"applies_to_run": true}')
+    assert elr("apply", run, "-o", "new.csv", "--accept-above", 0.95).code == 0
+
+
 def test_a_dry_run_prints_the_changes(elr, run):
     before = sorted(Path().rglob("*"))
     outcome = elr("apply", run, "decisions.csv", "--dry-run")

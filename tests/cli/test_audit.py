@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch) -> Path:
     def audit_run(run, out, **options):
         options["observer"].progress("predict", 1, 1)
         CALLS.append({"run": run, "out": out} | options)
-        return SimpleNamespace(summary=SUMMARY | {"run": str(run)})
+        return SimpleNamespace(summary=SUMMARY | {"run": str(run)}, folder=out or run / "audit")
 
     monkeypatch.setattr("elrcli.audit.audit_run", audit_run)
     return folder
