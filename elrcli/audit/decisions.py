@@ -52,9 +52,10 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
         if problem or row is None:
             bad.append(f"{csv_path}:{line}: {problem}")
             continue
-        is_relabel = cells["decision"] == "relabel"
+        is_relabel = cells["decision"] == "relabel" and cells["new_label"] != cells["label"]
         label = class_ids[cells["new_label"]] if is_relabel else int(manifest.labels[row])
-        decision = Decision(line, cells["decision"], label)
+        is_kept = cells["decision"] == "relabel" and not is_relabel  # to the label that it has
+        decision = Decision(line, "keep" if is_kept else cells["decision"], label)
         first = decisions.setdefault(row, decision)
         if (first.decision, first.label) != (decision.decision, decision.label):
             bad.append(
