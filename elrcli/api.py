@@ -192,7 +192,7 @@ def audit_labels(
     threshold: float = 0.5,
     format: str = "csv",
     report: bool = True,
-    report_images: int = 500,
+    report_images: int | None = None,
     device: str = "auto",
     observer: Observer | None = None,
     **settings: Any,
@@ -200,36 +200,44 @@ def audit_labels(
     """Rank the labels that a run disagrees with and write table, summary and review page.
 
     `target` is a run, or a folder or a CSV file of images: then a run is trained first, in
-    `out/run` or under `runs/`. `settings` are fields of `TrainConfig` for that training.
+    `out/run` or under `runs/`. `settings` are fields of `TrainConfig` for that training. How data
+    are read, and `device`, belong to that training or to `data`. `report_images` is 500 by default.
     """
     check_names(settings, "audit_labels()")
     from elrcli.audit import audit_run
     from elrcli.audit.quick import run_for_audit
+    from elrcli.audit.run import check_place, truth_columns
     from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
     table_format(Path(f"audit.{format}"))  # such problems are better noticed before any work
     if not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold {threshold}: must be between 0 and 1.")
-    if report_images < 1:
+    if report_images is not None and not report:
+        raise ConfigError("--report-images: there is no page with --no-report. Leave one out.")
+    if report_images is not None and report_images < 1:
         raise ConfigError(f"--report-images {report_images}: must be at least 1.")
+    columns: dict[str, Any] = {
+        "root": _path(root),
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "follow_links": follow_links,
+    }
     run = Path(target)
     if RunFolder(run).is_run():
         refused = [*settings, *(["overwrite"] if overwrite else [])]
+        unused = {} if data is not None else columns | {"device": device}
+        refused += [name for name, value in unused.items() if value != getattr(TrainConfig, name)]
         if refused:
             raise ConfigError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
     else:
         if data is not None:
             raise ConfigError(f"{run}: is no run, so it cannot rank the labels of {data}.")
-        if truth is not None and not Path(truth).exists():
-            raise DataError(f"{truth}: no such file. Check --truth.")
-        columns = {
-            "root": _path(root),
-            "path_column": path_column,
-            "label_column": label_column,
-            "split_column": split_column,
-            "follow_links": follow_links,
-        }
+        if out is not None:
+            check_place(Path(out))
+        if truth is not None:
+            truth_columns(Path(truth), truth_column, [path_column])
         if truth is None:
             settings["truth_column"] = truth_column
             truth_column = None
@@ -242,17 +250,13 @@ def audit_labels(
         run,
         _path(out),
         data=_path(data),
-        root=_path(root),
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        follow_links=follow_links,
+        **columns,
         truth=_path(truth),
         truth_column=truth_column,
         threshold=threshold,
         format=format,
         report=report,
-        report_images=report_images,
+        report_images=report_images or 500,
         device=device,
         observer=observer,
     )

@@ -195,8 +195,8 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
     """Return where each of the R images goes: `[split/]class/file`, all different.
 
     Of several images with one name in a class, all but the first get `-1`, `-2` and so on; names
-    that differ only in case or Unicode form count as one, because some file systems take them for one. Images
-    that stay in their class come first, so that they keep their names.
+    that differ only in case or Unicode form count as one, because some file systems take them for
+    one. Images that stay in their class come first, so that they keep their names.
     """
     manifest = plan.manifest
     names = [manifest.classes[label] for label in np.unique(plan.labels)]

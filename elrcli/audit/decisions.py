@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,10 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
 def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion]:
     """Return what `audit.csv` says about each manifest row."""
     if not csv_path.is_file():
-        raise DataError(f"{csv_path}: no such file. Run `elr audit` on the run first.")
+        raise DataError(
+            f"{csv_path}: no such file, where suggestions are looked for. Run `elr audit` on the"
+            f" run with --format csv --out {shlex.quote(str(csv_path.parent))}"
+        )
     row_of = {path: row for row, path in enumerate(manifest.paths)}
     class_ids = {name: i for i, name in enumerate(manifest.classes)}
     suggestions: dict[int, Suggestion] = {}

@@ -105,11 +105,15 @@ def audit(
         typer.Option("--report/--no-report", help="Write report.html.", rich_help_panel=OUTPUT),
     ] = True,
     report_images: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--report-images", min=1, help="Suspects in the report.", rich_help_panel=OUTPUT
+            "--report-images",
+            min=1,
+            help="Suspects in the report.",
+            rich_help_panel=OUTPUT,
+            show_default="500",
         ),
-    ] = 500,
+    ] = None,
     json_output: Json = False,
     quiet: Quiet = False,
     data: Annotated[

@@ -279,7 +279,7 @@ def test_accept_above_refuses_what_it_cannot_use(tmp_path: Path, manifest: Manif
         plan_corrections(manifest, None, audit_csv=audit, accept_above=-0.1)
     with pytest.raises(ConfigError, match="Run `elr audit` first"):
         plan_corrections(manifest, None, accept_above=0.9)
-    with pytest.raises(DataError, match="Run `elr audit`"):
+    with pytest.raises(DataError, match="Run `elr audit` on the run with --format csv --out"):
         plan_corrections(manifest, None, audit_csv=tmp_path / "no.csv", accept_above=0.9)
     with pytest.raises(DataError) as caught:
         plan_corrections(manifest, None, audit_csv=audit, accept_above=0.9)
