@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names
+from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names, read_json_object
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, UsageError
+from elrcli.errors import ConfigError, DataError, UsageError, legible
 from elrcli.presets import with_preset
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 
 NOISE_KINDS = ("symmetric", "asymmetric", "pair", "matrix", "instance")
+OTHER_TABLES = (".tsv", ".json", ".jsonl", ".parquet")  # no names for a folder of images
 FEATURE_SIDE = 16  # instance-dependent noise looks at grey pictures of this size
 
 
@@ -213,7 +215,7 @@ def audit_labels(
     threshold: float = 0.5,
     format: str = "csv",
     report: bool = True,
-    report_images: int = 500,
+    report_images: int | None = None,
     device: str = "auto",
     observer: Observer | None = None,
     **settings: Any,
@@ -221,36 +223,45 @@ def audit_labels(
     """Rank the labels that a run disagrees with and write table, summary and review page.
 
     `target` is a run, or a folder or a CSV file of images: then a run is trained first, in
-    `out/run` or under `runs/`. `settings` are fields of `TrainConfig` for that training.
+    `out/run` or under `runs/`. `settings` are fields of `TrainConfig` for that training. How data
+    are read, and `device`, belong to that training or to `data`. `report_images` is 500 by default.
     """
     check_names(settings, "audit_labels()")
+    if not Path(target).exists():  # said before torch is loaded
+        raise DataError(f"{target}: no such file or folder. Name a run, or images to audit.")
     from elrcli.audit.quick import run_for_audit
-    from elrcli.audit.run import audit_run
+    from elrcli.audit.run import audit_run, check_place, truth_columns
     from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
     table_format(Path(f"audit.{format}"))  # such problems are better noticed before any work
     if not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold {threshold}: must be between 0 and 1.")
-    if report_images < 1:
+    if report_images is not None and not report:
+        raise ConfigError("--report-images: there is no page with --no-report. Leave one out.")
+    if report_images is not None and report_images < 1:
         raise ConfigError(f"--report-images {report_images}: must be at least 1.")
+    columns: dict[str, Any] = {
+        "root": _path(root),
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "follow_links": follow_links,
+    }
     run = Path(target)
     if RunFolder(run).is_run():
         refused = [*settings, *(["overwrite"] if overwrite else [])]
+        unused = {} if data is not None else columns | {"device": device}
+        refused += [name for name, value in unused.items() if value != getattr(TrainConfig, name)]
         if refused:
             raise ConfigError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
     else:
         if data is not None:
             raise ConfigError(f"{run}: is no run, so it cannot rank the labels of {data}.")
-        if truth is not None and not Path(truth).exists():
-            raise DataError(f"{truth}: no such file. Check --truth.")
-        columns = {
-            "root": _path(root),
-            "path_column": path_column,
-            "label_column": label_column,
-            "split_column": split_column,
-            "follow_links": follow_links,
-        }
+        if out is not None:
+            check_place(Path(out))
+        if truth is not None:
+            truth_columns(Path(truth), truth_column, [path_column])
         if truth is None:
             settings["truth_column"] = truth_column
             truth_column = None
@@ -263,17 +274,13 @@ def audit_labels(
         run,
         _path(out),
         data=_path(data),
-        root=_path(root),
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        follow_links=follow_links,
+        **columns,
         truth=_path(truth),
         truth_column=truth_column,
         threshold=threshold,
         format=format,
         report=report,
-        report_images=report_images,
+        report_images=report_images or 500,
         device=device,
         observer=observer,
     )
@@ -293,9 +300,16 @@ def apply_decisions(
     `run` is a run, or the output of `elr audit DATA --out`, which holds one.
     An `out` that ends in .csv becomes a CSV file with paths from the data root, any other a
     folder of class folders, filled by `mode` (copy, hardlink or symlink; default copy). The
-    run's own data is only read. `dry_run` writes nothing and needs no `out`.
+    run's own data is only read; where its labels have changed since the training, that is an
+    error. `dry_run` writes nothing and needs no `out`.
     """
-    from elrcli.audit.apply import plan_corrections, write_csv, write_folder
+    from elrcli.audit.apply import (
+        check_csv,
+        check_folder,
+        plan_corrections,
+        write_csv,
+        write_folder,
+    )
     from elrcli.run import RunFolder
 
     if decisions is None and accept_above is None:
@@ -303,6 +317,8 @@ def apply_decisions(
     if out is None and not dry_run:
         raise UsageError("no place to write to. Give --out, or --dry-run to look first.")
     to_csv = out is not None and Path(out).suffix.lower() == ".csv"
+    if out is not None and Path(out).suffix.lower() in OTHER_TABLES:
+        raise ConfigError(f"{out}: a table is written as CSV only. End its name in .csv.")
     if to_csv and mode is not None:
         raise UsageError(f"{out}: a CSV file does not use --mode. Leave it out.")
     place = Path(run)
@@ -310,53 +326,100 @@ def apply_decisions(
     if not RunFolder(place).is_run() and RunFolder(place / "run").is_run():
         place, audit_folder = place / "run", place  # what `elr audit DATA --out` writes
     folder = RunFolder.open(place)
+    if accept_above is not None:
+        _check_own_audit(audit_folder / "summary.json", place)
+    manifest, gone, added = _as_given(folder)
     plan = plan_corrections(
-        _with_given_splits(folder),
+        manifest,
         _path(decisions),
         audit_csv=audit_folder / "audit.csv",
         accept_above=accept_above,
     )
-    if out is None or dry_run:
-        return plan
-    with_split = bool((plan.manifest.splits != 0).any())
+    settings = folder.train_config()
+    _check_removed(plan, gone, settings.data)
+    if out is None:
+        return replace(plan, added=added)
+    with_split = bool((manifest.splits != 0).any())
+    columns = {name: getattr(settings, name) for name in ("path_column", "label_column")}
+    if with_split:  # without splits no such column is written
+        columns["split_column"] = settings.split_column
+    reading: dict[str, Any] = {"follow_links": mode == "symlink"}
     if to_csv:
-        settings = folder.train_config()
-        write_csv(
-            plan,
-            Path(out),
-            with_split=with_split,
-            path_column=settings.path_column,
-            label_column=settings.label_column,
-            split_column=settings.split_column,
-        )
+        reading = {"root": manifest.root, **columns, "follow_links": settings.follow_links}
+    plan = replace(plan, added=added, reading=reading)
+    if dry_run and to_csv:
+        check_csv(Path(out))
+    elif dry_run:
+        check_folder(plan, Path(out), with_split=with_split)
+    elif to_csv:
+        write_csv(plan, Path(out), with_split=with_split, **columns)
     else:
         write_folder(plan, Path(out), mode=mode or "copy", with_split=with_split)
     return plan
 
 
-def _with_given_splits(run: RunFolder) -> Manifest:
-    """Return the manifest of a run with the splits of its data: a drawn one is taken back."""
+def _check_own_audit(summary: Path, run: Path) -> None:
+    """Raise DataError if the audit that wrote `summary` ranked other data than that of the run."""
+    if summary.is_file() and read_json_object(summary).get("applies_to_run") is False:
+        raise DataError(
+            f"{summary.parent}: ranks other data than that of the run. Do it again with:"
+            f" elr audit {shlex.quote(str(run))} --out {shlex.quote(str(summary.parent))}"
+        )
+
+
+def _as_given(run: RunFolder) -> tuple[Manifest, set[int], int]:
+    """Return the manifest of a run with the splits of its data, rows that are gone, images added.
+
+    A split that was drawn is taken back. Raises DataError where labels are others than in the run.
+    """
     import numpy as np
 
-    from elrcli.data.manifest import load_data
+    from elrcli.data.manifest import SPLITS, listed, load_data
 
     manifest, settings = run.manifest(), run.train_config()
+    is_csv = settings.data.is_file()
     given = load_data(
         settings.data,
-        root=manifest.root if settings.data.is_file() else None,
+        root=manifest.root if is_csv else None,
         path_column=settings.path_column,
         label_column=settings.label_column,
         split_column=settings.split_column,
         follow_links=settings.follow_links,
+        check_files=False,
     )
-    split_of = dict(zip(given.paths, given.splits.tolist(), strict=True))
-    missing = [path for path in manifest.paths if path not in split_of]
-    if missing:
+    row_of = {path: row for row, path in enumerate(given.paths)}
+    gone: set[int] = set()
+    changed = []
+    splits = np.full(len(manifest), SPLITS.index("train"), dtype=np.int8)
+    for row, path in enumerate(manifest.paths):
+        now = row_of.get(path)
+        if now is None or (is_csv and not manifest.file(row).exists()):
+            gone.add(row)
+            continue
+        splits[row] = given.splits[now]
+        names = manifest.classes[manifest.labels[row]], given.classes[given.labels[now]]
+        if names[0] != names[1]:
+            changed.append(f"'{legible(path)}': '{legible(names[0])}', now '{legible(names[1])}'")
+    if changed:
         raise DataError(
-            f"{settings.data}: {len(missing)} samples of the run are gone, first {missing[0]!r}."
-            " Bring them back, or train again."
+            f"{settings.data}: {len(changed)} labels are others than in the run. Put these back,"
+            " or train again and review that run:\n" + listed(changed)
         )
-    return replace(manifest, splits=np.array([split_of[p] for p in manifest.paths], dtype=np.int8))
+    added = len(set(row_of).difference(manifest.paths))
+    return replace(manifest, splits=splits), gone, added
+
+
+def _check_removed(plan: Plan, gone: set[int], data: Path) -> None:
+    """Raise DataError unless every sample that is gone from the data is decided to be removed."""
+    from elrcli.data.manifest import listed
+
+    missing = sorted(gone.intersection(plan.rows.tolist()))
+    if missing:
+        names = [f"'{legible(plan.manifest.paths[row])}'" for row in missing]
+        raise DataError(
+            f"{data}: {len(missing)} samples of the run are gone. Bring them back, or decide"
+            " 'remove' for them:\n" + listed(names)
+        )
 
 
 def evaluate(

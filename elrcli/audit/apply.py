@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
 from elrcli.data.manifest import SPLITS, Manifest, listed
+from elrcli.engine.interrupts import StopSignals
 from elrcli.errors import ConfigError, DataError, legible
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
-UNFIT_FOR_WINDOWS = re.compile(
-    r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)',
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class Plan:
     labels: np.ndarray  # [R] int32 corrected class ids
     changes: tuple[Change, ...]  # in the order of the manifest
     decided: Counter[str]  # samples per decision: keep, relabel, remove, unsure, accepted
+    added: int = 0  # images that came to the data after the training: they are left out
+    reading: Mapping[str, Any] = field(default_factory=dict)  # data settings that read the output
 
     @property
     def emptied(self) -> tuple[str, ...]:
@@ -116,11 +115,7 @@ def write_csv(
 
     `with_split` adds the split: for data that came with splits, not for a split that was drawn.
     """
-    if out.suffix.lower() != ".csv":
-        raise ConfigError(f"{out}: the name of a CSV file must end in .csv.")
-    log = _free_log(out, out.stem)
-    if os.path.lexists(out):
-        raise DataError(f"{out}: exists. Choose another --out.")
+    log = check_csv(out)
     manifest = plan.manifest
     rows = (
         {
@@ -136,6 +131,15 @@ def write_csv(
     return log
 
 
+def check_csv(out: Path) -> Path:
+    """Return the path of the change log of a CSV file, or raise if it cannot be written."""
+    if out.suffix.lower() != ".csv":
+        raise ConfigError(f"{out}: the name of a CSV file must end in .csv.")
+    if os.path.lexists(out):
+        raise DataError(f"{out}: exists. Choose another --out.")
+    return _free_log(out, out.stem)
+
+
 def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
     """Write class folders with the images; return the path of the change log beside `out`.
 
@@ -145,8 +149,34 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
     if mode not in MODES:
         raise ConfigError(f"--mode {mode}: must be one of {', '.join(MODES)}.")
     out = Path(os.path.abspath(out))
+    targets = check_folder(plan, out, with_split=with_split)
     log = _free_log(out, out.name)
+    sources = [plan.manifest.file(int(row)) for row in plan.rows]
+    temporary = out.parent / f".{out.name[:40]}.{uuid.uuid4().hex[:8]}"
+    with StopSignals() as stop:
+        try:
+            temporary.mkdir(parents=True)
+            for source, target in zip(sources, targets, strict=True):
+                stop.raise_if_received(f"{out}: not written. Run the same command again.")
+                place = temporary / target
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _transfer(source, place, mode)
+            if out.is_dir():
+                out.rmdir()
+            temporary.rename(out)
+        except OSError as error:
+            raise DataError(_transfer_problem(out, mode, error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _write_log(log, plan)
+    return log
+
+
+def check_folder(plan: Plan, out: Path, *, with_split: bool) -> list[str]:
+    """Return where in the folder each of the R images goes, or raise if it cannot be written."""
+    out = Path(os.path.abspath(out))
     _require_empty(out)
+    _free_log(out, out.name)
     if _is_inside_classes(out, plan.manifest):
         raise DataError(
             f"{out}: lies in the folder of the images, where it would become a class."
@@ -158,30 +188,15 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
     if missing:
         problems = [f"{legible(path)}: no such file." for path in missing[:SHOWN]]
         raise DataError(listed(problems, len(missing), shown=SHOWN))
-    temporary = out.parent / f".{out.name[:40]}.{uuid.uuid4().hex[:8]}"
-    try:
-        temporary.mkdir(parents=True)
-        for source, target in zip(sources, targets, strict=True):
-            place = temporary / target
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _transfer(source, place, mode)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise DataError(_transfer_problem(out, mode, error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _write_log(log, plan)
-    return log
+    return targets
 
 
 def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
     """Return where each of the R images goes: `[split/]class/file`, all different.
 
     Of several images with one name in a class, all but the first get `-1`, `-2` and so on; names
-    that differ in case only count as one, because some file systems take them for one. Images
-    that stay in their class come first, so that they keep their names.
+    that differ only in case or Unicode form count as one, because some file systems take them for
+    one. Images that stay in their class come first, so that they keep their names.
     """
     manifest = plan.manifest
     names = [manifest.classes[label] for label in np.unique(plan.labels)]
@@ -198,10 +213,10 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
         file = manifest.paths[row].rpartition("/")[2]
         stem, suffix = os.path.splitext(file)
         target = wanted = f"{folder}/{file}"
-        while target.casefold() in taken:
-            numbers[wanted.casefold()] += 1
-            target = f"{folder}/{stem}-{numbers[wanted.casefold()]}{suffix}"
-        taken.add(target.casefold())
+        while _folded(target) in taken:
+            numbers[_folded(wanted)] += 1
+            target = f"{folder}/{stem}-{numbers[_folded(wanted)]}{suffix}"
+        taken.add(_folded(target))
         targets[i] = target
     return targets
 
@@ -250,7 +265,7 @@ def _is_inside_classes(out: Path, manifest: Manifest) -> bool:
         return False
     labels = manifest.labels.tolist()
     return all(
-        manifest.classes[label] in path.split("/")[:2]
+        manifest.classes[label] in [name.strip() for name in path.split("/")[:2]]
         for path, label in zip(manifest.paths, labels, strict=True)
     )
 
@@ -262,8 +277,7 @@ def _check_folder_names(names: Iterable[str]) -> None:
     for name in names:
         if not is_folder_name(name):
             raise DataError(f"class '{legible(name)}' cannot be the name of a folder. {remedy}")
-        folded = unicodedata.normalize("NFC", name).casefold()
-        other = folders.setdefault(folded, name)
+        other = folders.setdefault(_folded(name), name)
         if other != name:
             raise DataError(
                 f"classes '{legible(other)}' and '{legible(name)}' may be one folder: they differ"
@@ -271,8 +285,11 @@ def _check_folder_names(names: Iterable[str]) -> None:
             )
 
 
-def is_folder_name(name: str, *, windows: bool = os.name == "nt") -> bool:
-    """Tell whether a class can be a folder here that leads nowhere else."""
-    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        return False
-    return not (windows and UNFIT_FOR_WINDOWS.search(name))
+def is_folder_name(name: str) -> bool:
+    """Tell whether a class can be a folder that leads nowhere else and is not hidden."""
+    return bool(name) and not name.startswith(".") and not any(c in name for c in "/\\\0")
+
+
+def _folded(name: str) -> str:
+    """Return what names have in common that some file systems take for one and the same."""
+    return unicodedata.normalize("NFC", name).casefold()

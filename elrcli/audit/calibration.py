@@ -28,7 +28,7 @@ MAX_PULL = 20.0
 class Doubts:
     """How doubtful each of M labels is."""
 
-    score: np.ndarray  # [M] float64 in [0, 1]: what speaks against the label, less the pull
+    score: np.ndarray  # [M] float64 in [0, 1]: what speaks against the label, the pull taken out
     error: np.ndarray  # [M] float64 in (0, 1): probability that the label is wrong
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,10 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
         if problem or row is None:
             bad.append(f"{csv_path}:{line}: {problem}")
             continue
-        is_relabel = cells["decision"] == "relabel"
+        is_relabel = cells["decision"] == "relabel" and cells["new_label"] != cells["label"]
         label = class_ids[cells["new_label"]] if is_relabel else int(manifest.labels[row])
-        decision = Decision(line, cells["decision"], label)
+        is_kept = cells["decision"] == "relabel" and not is_relabel  # to the label that it has
+        decision = Decision(line, "keep" if is_kept else cells["decision"], label)
         first = decisions.setdefault(row, decision)
         if (first.decision, first.label) != (decision.decision, decision.label):
             bad.append(
@@ -69,7 +71,10 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
 def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion]:
     """Return what `audit.csv` says about each manifest row."""
     if not csv_path.is_file():
-        raise DataError(f"{csv_path}: no such file. Run `elr audit` on the run first.")
+        raise DataError(
+            f"{csv_path}: no such file, where suggestions are looked for. Run `elr audit` on the"
+            f" run with --format csv --out {shlex.quote(str(csv_path.parent))}"
+        )
     row_of = {path: row for row, path in enumerate(manifest.paths)}
     class_ids = {name: i for i, name in enumerate(manifest.classes)}
     suggestions: dict[int, Suggestion] = {}

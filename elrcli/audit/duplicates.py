@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -85,6 +86,8 @@ def _same_files(positions: np.ndarray, files: Iterable[Path]) -> Iterator[np.nda
     """Yield the positions whose files have the same bytes; missing files equal no other."""
     by_content: dict[bytes, list[int]] = {}
     for position, file in zip(positions.tolist(), files, strict=True):
+        if not os.path.isfile(file):  # opening a pipe might wait for ever
+            continue
         try:
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "blake2b").digest()

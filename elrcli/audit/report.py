@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,11 +85,14 @@ def render_report(
     manifest: Manifest,
     *,
     curves_svg: str | None = None,
+    apply_to: Path | None = None,
+    can_accept: bool = True,
     max_suspects: int = 500,
     max_bytes: int = 25_000_000,
 ) -> str:
     """Return the review page with the first `max_suspects` samples, as HTML.
 
+    It names `apply_to` (default: the run) for `elr apply`, and --accept-above if `can_accept`.
     Pictures become as large as `max_bytes` allows; if even the smallest are too many, the least
     suspicious samples are left out.
     """
@@ -96,6 +100,7 @@ def render_report(
     positions = _positions(result, groups, max_suspects)
     suspects = _suspects(result, positions)
     content = _overall(result, manifest, groups, curves_svg)
+    content |= {"applyTo": _text(apply_to or content["run"]), "canAccept": can_accept}
     frame = _page(content | _items(result, manifest, positions, groups), result.summary)
     shown, pictures = _fit_pictures(manifest, suspects, max_bytes - len(frame.encode()))
     content |= _items(result, manifest, positions[:shown], groups)
@@ -149,6 +154,8 @@ def load_picture(path: Path, side: int) -> Picture:
 
 def _short_side(path: Path, side: int) -> int:
     """Return `side`, or less for an image that is smaller or very long."""
+    if not os.path.isfile(path):
+        return side  # opening a pipe might wait for ever
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about images that it reads all the same
@@ -454,7 +461,7 @@ def _identity(result: AuditResult, manifest: Manifest) -> str:
         for part in parts:
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
 
-    add([str(result.summary.get("run", "")), str(manifest.root)])
+    add([os.path.abspath(result.summary.get("run", "")), str(manifest.root)])
     add(manifest.classes)
     add(manifest.paths)
     digest.update(manifest.labels.astype("<i4").tobytes())

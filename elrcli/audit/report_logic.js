@@ -119,7 +119,7 @@ function advise(stats, upcoming) {
   if (share < 0.1) return `You can stop: only ${expected}`;
   if (share < 0.5) return `Still worth a look: ${expected}`;
   const isClear = stats.judged >= 30 && stats.precision >= 0.97 && upcoming.length === AHEAD;
-  if (isClear && data.appliesToRun)
+  if (isClear && data.canAccept)
     return "Nearly all are errors: elr apply --accept-above 0.9 could take the rest.";
   return `Go on: ${expected}`;
 }
@@ -168,7 +168,9 @@ function csvText(rows) {
 
 /** Return [line number, cells] of every row that is not empty. */
 function parseCsv(text) {
-  const delimiter = /^[^,\n]*;/.test(text) ? ";" : ","; // the semicolon of some spreadsheets
+  const header = text.split("\n", 1)[0].replaceAll('"', "");
+  const names = (mark) => header.split(mark).map((name) => name.trim());
+  const delimiter = [",", ";", "\t"].find((mark) => names(mark).includes("path")) ?? ",";
   const rows = [];
   let [cells, cell, isQuoted, line, start] = [[], "", false, 1, 1];
   const endCell = () => {
@@ -196,24 +198,36 @@ function parseCsv(text) {
   return rows;
 }
 
-/** Return {entries, problems}: the decisions of a file, and its lines that are none. */
+/** Return {entries, problems}: the decisions of a file by path, and its lines that are none. */
 function readDecisions(text) {
   const [header, ...rows] = parseCsv(text);
   const names = (header?.[1] ?? []).map((name) => name.trim());
   const columns = COLUMNS.map((name) => names.indexOf(name));
   if (columns.includes(-1)) throw new Error(`the first line must name ${COLUMNS.join(", ")}`);
-  const entries = [];
+  const entries = new Map();
   const problems = [];
   for (const [line, cells] of rows) {
-    const [path, label, decision, newLabel] = columns.map((column) => cells[column] ?? "");
+    const [path, ...others] = columns.map((column) => cells[column] ?? "");
+    const [label, decision, newLabel] = others.map((cell) => cell.trim());
     const item = itemOf.get(path); // none: from a page with more samples; kept and exported again
     const isRelabel = decision === "relabel";
-    if (!DECISIONS.includes(decision)) problems.push(`line ${line}: unknown decision`);
-    else if (isRelabel && !classIds.has(newLabel)) problems.push(`line ${line}: unknown class`);
-    else if (item && classes[item.label] !== label) problems.push(`line ${line}: another label`);
-    else entries.push([path, { label, decision, newLabel: isRelabel ? newLabel : "" }]);
+    const isChange = isRelabel && newLabel !== label;
+    const entry = { label, decision, newLabel: isChange ? newLabel : "" };
+    if (isRelabel && !isChange) entry.decision = "keep";
+    const problem = () => {
+      if (!DECISIONS.includes(decision)) return "unknown decision";
+      const named = isRelabel ? [label, newLabel] : [label];
+      if (!named.every((name) => classIds.has(name))) return "unknown class";
+      if (item && classes[item.label] !== label) return "another label";
+      if (!isRelabel && newLabel && newLabel !== label) return `${decision} with a new label`;
+      const first = entries.get(path);
+      return first && describe(first) !== describe(entry) ? "decided twice" : "";
+    };
+    const found = problem();
+    if (found) problems.push(`line ${line}: ${found}`);
+    else entries.set(path, entry);
   }
-  return { entries, problems };
+  return { entries: [...entries], problems };
 }
 
 // A file name that is not UTF-8 carries its odd bytes as U+DC80..U+DCFF (Python's

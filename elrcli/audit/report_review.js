@@ -245,7 +245,9 @@ async function importDecisions(file) {
   draw();
   const some = problems.slice(0, 3).join("; ");
   const left = problems.length ? ` ${plural(problems.length, "line")} left out: ${some}.` : "";
-  say(`${plural(entries.length, "decision")} imported.${left}`);
+  const strange = entries.filter(([path]) => !itemOf.has(path)).length;
+  const away = strange ? ` ${number(strange)} of them not on this page.` : "";
+  say(`${plural(entries.length, "decision")} imported.${away}${left}`);
 }
 
 function switchTheme() {
@@ -313,7 +315,7 @@ const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("
 function howToApply() {
   if (!data.appliesToRun)
     return ["decisions.csv lists the changes for this data, which is not that of the run."];
-  const command = `elr apply ${quoted(data.run)} decisions.csv --out corrected.csv`;
+  const command = `elr apply ${quoted(data.applyTo)} decisions.csv --out corrected.csv`;
   return ["Then write the corrected data: ", h("code.command", command)];
 }
 
@@ -839,9 +841,9 @@ function fillFilters() {
     const nodes = options.map(([value, text]) => h("option", { value }, text));
     byId("filters").elements[field].replaceChildren(...nodes);
   };
-  const count = (key) => {
+  const count = (key, counted = items) => {
     const counts = new Map();
-    for (const item of items) counts.set(key(item), (counts.get(key(item)) ?? 0) + 1);
+    for (const item of counted) counts.set(key(item), (counts.get(key(item)) ?? 0) + 1);
     return [...counts];
   };
   const flagged = items.filter((item) => item.flagged).length;
@@ -855,7 +857,7 @@ function fillFilters() {
     ["", "any label"],
     ...labels.map(([label, n]) => [`${label}`, `${classes[label]} (${n})`]),
   ]);
-  const pairs = count(pairOf).sort((a, b) => b[1] - a[1]);
+  const pairs = count(pairOf, items.filter(isDoubted)).sort((a, b) => b[1] - a[1]);
   const names = (pair) =>
     pair
       .split(">")

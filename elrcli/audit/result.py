@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ class AuditResult:
     # are sure of that class, nearest to the suspect first; empty without features
     nearest: Mapping[int, Mapping[int, np.ndarray]] = field(default_factory=dict)
     duplicates: tuple[DuplicateGroup, ...] = ()
+    folder: Path | None = None  # where the files are
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,14 +22,22 @@ from elrcli.audit.report import render_report
 from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
-from elrcli.data.manifest import SPLITS, Manifest, load_data
+from elrcli.config import read_json_object
+from elrcli.data.manifest import (
+    SPLITS,
+    Manifest,
+    column_names,
+    csv_column,
+    csv_rows,
+    load_data,
+)
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError, RunError
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.run import RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
 
 TABLE_COLUMNS = (
@@ -42,6 +51,7 @@ TABLE_COLUMNS = (
     "flagged",
     "duplicates",
 )
+AUDIT_FILES = ("summary.json", "audit.csv", "audit.jsonl", "audit.parquet", "report.html")
 TOP_SUSPECTS = 10
 
 
@@ -67,15 +77,16 @@ def audit_run(
 ) -> AuditResult:
     """Rank the labels of a run, or of `data` by its predictions, and write the files.
 
-    `out` defaults to `RUN/audit`. `truth` is a CSV file whose `truth_column` (default
-    `true_label`) only adds figures. Raises ConfigError, DataError or RunError.
+    `out` defaults to `RUN/audit`, with `data` to a new folder under `runs/`. `truth` is a CSV file
+    whose `truth_column` (default `true_label`) only adds figures. Raises ConfigError, DataError or
+    RunError.
     """
     observer = observer or Observer()
     run = RunFolder.open(run_path)
+    folder = out or (run.audit_folder if data is None else new_path(data, "audit"))
+    check_place(folder)
     if data is None:
         manifest = run.manifest()
-        evidence, unreadable, epochs = trained_evidence(run, manifest)
-        features = Features.load(run.features_file, len(manifest))
     else:
         manifest = load_data(
             data,
@@ -86,14 +97,20 @@ def audit_run(
             follow_links=follow_links,
             classes=run.classes(),
         )
+    settings = run.train_config()
+    path_columns = (path_column, settings.path_column)
+    true_labels = _true_labels(manifest, truth, truth_column, path_columns)
+    if data is None:
+        evidence, unreadable, epochs = trained_evidence(run, manifest)
+        features = Features.load(run.features_file, len(manifest))
+    else:
         evidence, unreadable, features = predicted_evidence(run_path, manifest, device, observer)
-        epochs = run.train_config().epochs
+        epochs = settings.epochs
     if len(evidence.rows) == 0:
         raise DataError(
             f"{run_path}: no image has been predicted yet. Train at least one epoch: "
-            f"elr train --resume {run_path}"
+            f"elr train --resume {shlex.quote(str(run_path))}"
         )
-    true_labels = _true_labels(manifest, truth, truth_column)
     space = None
     if features is None:
         observer.note(
@@ -112,7 +129,6 @@ def audit_run(
         thumbnails = features.thumbnails[result.rows]
         duplicates = find_duplicates(manifest, result.rows, thumbnails)
         result = replace(result, nearest=nearest, duplicates=duplicates)
-    settings = run.train_config()
     summary = full_summary(result, ranking, manifest, threshold) | {
         "cautions": cautions(evidence, manifest.classes),
         "unreadable": [
@@ -130,22 +146,45 @@ def audit_run(
         is_error = result.labels != true_labels[result.rows]
         summary["truth"] = ranking_figures(result.score, is_error)
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
-    result = replace(result, summary=summary)
+    result = replace(result, summary=summary, folder=folder)
 
     if not current_group().is_first:
         return result
-    folder = out or run.audit_folder
-    table = folder / f"audit.{format}"
-    write_table(table, TABLE_COLUMNS, table_rows(result, manifest))
     write_text(folder / "summary.json", json_text(result.summary))
+    write_table(folder / f"audit.{format}", TABLE_COLUMNS, table_rows(result, manifest))
+    written = {"summary.json", f"audit.{format}", *(["report.html"] if report else [])}
+    for name in set(AUDIT_FILES) - written:  # of an earlier audit
+        (folder / name).unlink(missing_ok=True)
     if report:
         observer.note("writing the review page")
         curves = None
         if run.curves_file.is_file():
             curves = run.curves_file.read_text(encoding="utf-8", errors="replace")
-        page = render_report(result, manifest, curves_svg=curves, max_suspects=report_images)
+        is_around = os.path.abspath(folder / "run") == os.path.abspath(run_path)
+        is_found = is_around or os.path.abspath(folder) == os.path.abspath(run.audit_folder)
+        page = render_report(
+            result,
+            manifest,
+            curves_svg=curves,
+            apply_to=folder if is_around else run_path,
+            can_accept=data is None and is_found and format == "csv",
+            max_suspects=report_images,
+        )
         write_text(folder / "report.html", page)
     return result
+
+
+def check_place(folder: Path) -> None:
+    """Raise DataError where the files of an audit would replace files of something else."""
+    there = [folder / name for name in AUDIT_FILES if os.path.lexists(folder / name)]
+    try:
+        is_audit = "estimated_errors" in read_json_object(folder / "summary.json")
+    except ConfigError:
+        is_audit = False
+    if there and not is_audit:
+        raise DataError(
+            f"{there[0]}: exists and is not of an audit. Move it, or choose another --out."
+        )
 
 
 def trained_evidence(run: RunFolder, manifest: Manifest) -> tuple[Evidence, dict[int, str], int]:
@@ -192,21 +231,49 @@ def predicted_evidence(
     return evidence, unreadable, features
 
 
+def truth_columns(
+    truth: Path, truth_column: str | None, path_columns: Sequence[str]
+) -> tuple[str, str]:
+    """Return the names of two columns of a CSV file: of the paths and of the true labels.
+
+    The paths are in the first of `path_columns` that is there, or in `path`.
+    """
+    if not truth.is_file():
+        problem = "is no CSV file" if truth.exists() else "no such file"
+        raise DataError(f"{truth}: {problem}. Check --truth.")
+    names = list(dict.fromkeys([*path_columns, "path"]))
+    header = [name.strip() for name in next(csv_rows(truth, names[0]))[1]]
+    path_column = next((name for name in names if name in header), None)
+    if path_column is None:
+        raise DataError(
+            f"{truth}:1: no column with the paths ({' or '.join(names)}); there are:"
+            f" {column_names(header)}. Rename one."
+        )
+    column = truth_column or "true_label"
+    csv_column(truth, header, column, "--truth-column")
+    return path_column, column
+
+
 def _true_labels(
-    manifest: Manifest, truth: Path | None, truth_column: str | None
+    manifest: Manifest,
+    truth: Path | None,
+    truth_column: str | None,
+    path_columns: Sequence[str],
 ) -> np.ndarray | None:
-    """Return the true class of every manifest row, or None where none are known."""
+    """Return the true class of every manifest row; without `truth`, what the manifest knows."""
     if truth is None:
         if truth_column is not None:
             raise ConfigError("--truth-column: needs --truth FILE.")
         return manifest.truth
-    column = truth_column or "true_label"
+    path_column, column = truth_columns(truth, truth_column, path_columns)
     table = load_data(
         truth,
         root=manifest.root,
+        path_column=path_column,
         label_column=column,
         classes=manifest.classes,
         follow_links=True,  # no image is opened for it
+        check_files=False,
     )
     known = dict(zip(table.paths, table.labels.tolist(), strict=True))
     missing = [path for path in manifest.paths if path not in known]

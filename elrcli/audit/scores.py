@@ -1,4 +1,4 @@
-"""Rankings of labels from evidence: pure functions over arrays."""
+"""How good a ranking of labels is, where the true ones are known: a pure function over arrays."""
 
 from __future__ import annotations
 

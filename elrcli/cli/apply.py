@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from elrcli.cli.options import Quiet
+from elrcli.config import TrainConfig, option_name
 
 if TYPE_CHECKING:
     from elrcli.audit.apply import Plan
@@ -62,10 +63,17 @@ def apply(
         return
     assert out is not None
     if not quiet:
-        is_file = out.suffix.lower() == ".csv"
-        root = f" --root {shlex.quote(str(plan.manifest.root))}" if is_file else ""
-        console.say(f"  next      elr train {shlex.quote(str(out))}{root}")
+        console.say(f"  next      {train_command(plan, out)}")
     typer.echo(out)
+
+
+def train_command(plan: Plan, out: Path) -> str:
+    """Return how to train on what was written."""
+    words = ["elr", "train", str(out)]
+    for name, value in plan.reading.items():
+        if value != getattr(TrainConfig, name):
+            words += [option_name(name)] if value is True else [option_name(name), str(value)]
+    return shlex.join(words)
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -77,6 +85,10 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{len(plan.changes) - removed:,} labels changed, {removed:,} of {len(plan.manifest):,} "
         "samples removed",
     ]
+    if plan.added:
+        lines.append(
+            f"{plan.added:,} images came to the data after the training: not in the output"
+        )
     if plan.emptied:
         lines.append(f"no samples are left in: {', '.join(plan.emptied)}")
     return lines

@@ -67,7 +67,7 @@ def audit(
             "-o",
             help="Folder to write; a run that is trained for it goes into its folder run.",
             rich_help_panel=OUTPUT,
-            show_default="RUN/audit",
+            show_default="RUN/audit, with --data a new one in runs/",
         ),
     ] = None,
     overwrite: Annotated[
@@ -105,11 +105,15 @@ def audit(
         typer.Option("--report/--no-report", help="Write report.html.", rich_help_panel=OUTPUT),
     ] = True,
     report_images: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--report-images", min=1, help="Suspects in the report.", rich_help_panel=OUTPUT
+            "--report-images",
+            min=1,
+            help="Suspects in the report.",
+            rich_help_panel=OUTPUT,
+            show_default="500",
         ),
-    ] = 500,
+    ] = None,
     json_output: Json = False,
     quiet: Quiet = False,
     data: Annotated[
@@ -176,8 +180,8 @@ def audit(
         raise error if out is None else error.continued_with(same_command()) from None
     summary = result.summary
     if not quiet:
-        folder = out or Path(summary["run"]) / "audit"
-        console.say(*audit_lines(summary, folder / f"audit.{table_format}", report=report))
+        assert result.folder is not None
+        console.say(*audit_lines(summary, result.folder / f"audit.{table_format}", report=report))
         if trains:
             console.say(*run_lines(Path(summary["run"]), out or Path(summary["run"])))
     if json_output:

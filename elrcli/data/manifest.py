@@ -107,11 +107,13 @@ def load_data(
     truth_column: str | None = None,
     classes: Sequence[str] | None = None,
     follow_links: bool = False,
+    check_files: bool = True,
 ) -> Manifest:
     """Read a folder of class folders, a folder with `train/` and `val/`, or a CSV file.
 
     `classes` fixes the class list and its order; a label outside it is an error. So is a link that
-    leads out of the data root, unless `follow_links`.
+    leads out of the data root, unless `follow_links`, and a file in a CSV that does not exist, if
+    `check_files`.
     """
     data = Path(data)
     if not data.exists():
@@ -142,6 +144,7 @@ def load_data(
             truth_column,
             classes,
             follow_links,
+            check_files,
         )
     if manifest.num_classes < 2 and classes is None:
         raise DataError(
@@ -489,6 +492,7 @@ def _read_csv(
     truth_column: str | None,
     classes: Sequence[str] | None,
     follow_links: bool,
+    check_files: bool,
 ) -> Manifest:
     base = os.path.abspath(csv_path.parent if root is None else root)
     if not os.path.isdir(base):
@@ -547,7 +551,9 @@ def _read_csv(
 
     kept, conflicts = rows.distinct()
     bad |= conflicts
-    missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
+    missing = []
+    if check_files:
+        missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
     if bad:
         gone = {rows.lines[row]: f"no such file: {legible(rows.paths[row])}" for row in missing}
         bad = gone | bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Predictor:
         if not run.model_file.is_file():
             raise RunError(
                 f"{run_path}: holds no model.safetensors, training has not finished. "
-                f"Continue with: elr train --resume {run_path}"
+                f"Continue with: elr train --resume {shlex.quote(str(run_path))}"
             )
         config, classes = run.train_config(), run.classes()
         runtime = choose_runtime(device, precision)

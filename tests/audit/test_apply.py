@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from elrcli.audit.apply import (
     write_folder,
 )
 from elrcli.data.manifest import Manifest, StringTable, load_data
-from elrcli.errors import ConfigError, DataError, ElrError
+from elrcli.errors import ConfigError, DataError, ElrError, Interrupted
 
 HEADER = "path,label,decision,new_label\n"
 
@@ -105,6 +107,7 @@ def test_each_decision_does_what_it_says(tmp_path: Path, manifest: Manifest):
 def test_relabelling_to_the_given_label_changes_nothing(tmp_path: Path, manifest: Manifest):
     plan = plan_corrections(manifest, decisions(tmp_path, "images/1.png,cat,relabel,cat"))
     assert plan.changes == ()
+    assert plan.decided == {"keep": 1}
 
 
 def test_a_class_that_loses_all_samples_is_named(tmp_path: Path, manifest: Manifest):
@@ -276,7 +279,7 @@ def test_accept_above_refuses_what_it_cannot_use(tmp_path: Path, manifest: Manif
         plan_corrections(manifest, None, audit_csv=audit, accept_above=-0.1)
     with pytest.raises(ConfigError, match="Run `elr audit` first"):
         plan_corrections(manifest, None, accept_above=0.9)
-    with pytest.raises(DataError, match="Run `elr audit`"):
+    with pytest.raises(DataError, match="Run `elr audit` on the run with --format csv --out"):
         plan_corrections(manifest, None, audit_csv=tmp_path / "no.csv", accept_above=0.9)
     with pytest.raises(DataError) as caught:
         plan_corrections(manifest, None, audit_csv=audit, accept_above=0.9)
@@ -322,10 +325,10 @@ def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):
     plan = plan_corrections(manifest, decisions(tmp_path))
     out = tmp_path / "corrected.csv"
     write_csv(plan, out, with_split=False)
-    with pytest.raises(DataError, match=r"changes\.csv: exists"):
-        write_csv(plan, out, with_split=False)
-    (tmp_path / "corrected.changes.csv").unlink()
     with pytest.raises(DataError, match=r"corrected\.csv: exists"):
+        write_csv(plan, out, with_split=False)
+    out.unlink()
+    with pytest.raises(DataError, match=r"changes\.csv: exists"):
         write_csv(plan, out, with_split=False)
     with pytest.raises(ConfigError, match=r"must end in \.csv"):
         write_csv(plan, tmp_path / "corrected.txt", with_split=False)
@@ -386,6 +389,15 @@ def test_names_that_collide_get_numbers_and_unmoved_files_keep_theirs(tmp_path: 
     ]  # fmt: skip
 
 
+def test_names_that_differ_in_unicode_form_get_numbers(tmp_path: Path):
+    forms = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    rows = [(f"{i}/{name}", "cat", "train") for i, name in enumerate(forms)]
+    plan = plan_corrections(make_manifest(tmp_path / "source", [*rows, ("d", "dog", "val")]), None)
+    first, second, _ = folder_targets(plan, with_split=False)
+    assert first == f"cat/{forms[0]}"
+    assert second == f"cat/{forms[1].replace('.', '-1.')}"
+
+
 def test_names_with_capitals_get_numbers_too(tmp_path: Path):
     rows = [(f"{name}/X.PNG", name[:3], "train") for name in ("cat1", "cat2", "cat3", "dog")]
     plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
@@ -428,8 +440,9 @@ def test_target_must_be_new_or_empty(tmp_path: Path, manifest: Manifest):
         write_folder(plan, tmp_path / "link", mode="copy", with_split=False)
 
 
-def test_target_among_class_folders_is_refused(tmp_path: Path):
-    rows = [("cat/1.png", "cat", "train"), ("dog/2.png", "dog", "train")]
+@pytest.mark.parametrize("folder", ["dog", " dog "])  # classes carry no space around them
+def test_target_among_class_folders_is_refused(tmp_path: Path, folder: str):
+    rows = [("cat/1.png", "cat", "train"), (f"{folder}/2.png", "dog", "train")]
     manifest = make_manifest(tmp_path / "source", rows)
     plan = plan_corrections(manifest, None)
     with pytest.raises(DataError, match="would become a class"):
@@ -506,6 +519,24 @@ def test_missing_images_are_named_before_anything_is_written(tmp_path: Path, man
             plan_corrections(manifest, None), tmp_path / "out", mode="copy", with_split=False
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_midway_leaves_nothing(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    monkeypatch.setattr("shutil.copy2", lambda *_: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match="out: not written") as caught:
+        write_folder(
+            plan_corrections(manifest, None), tmp_path / "out", mode="copy", with_split=False
+        )
+    assert caught.value.exit_code == 128 + number
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_the_root_of_all_folders_is_refused(manifest: Manifest):
+    with pytest.raises(DataError, match=r"^/: exists and is not an empty folder"):
+        write_folder(plan_corrections(manifest, None), Path("/"), mode="copy", with_split=False)
 
 
 def test_failure_midway_leaves_nothing(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def near(*rows: int) -> DuplicateGroup:
 
 def grey(pattern: np.ndarray, contrast: float = 60.0, brightness: float = 128.0) -> np.ndarray:
     return (brightness + contrast * pattern).round().astype(np.uint8)
+
+
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path):
+    for name in "abc":
+        picture(64).save(tmp_path / f"{name}.png")
+    thumbnails = np.stack([thumbnail(tmp_path / "a.png")] * 3)
+    (tmp_path / "b.png").unlink()
+    os.mkfifo(tmp_path / "b.png")
+    assert find_duplicates(manifest_of(tmp_path), np.arange(3), thumbnails) == (near(0, 1, 2),)
 
 
 def groups(*thumbnails: np.ndarray) -> list[list[int]]:

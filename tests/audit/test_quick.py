@@ -147,6 +147,17 @@ def test_a_run_takes_no_training_settings(tmp_path):
         audit_labels(tmp_path, epochs=3, overwrite=True)
 
 
+def test_a_run_has_its_own_data(tmp_path):
+    (tmp_path / "config.json").write_text('{"elr": "0.1.0"}')
+    with pytest.raises(ConfigError, match=r"Leave out root, path_column, device\.$"):
+        audit_labels(tmp_path, root="r", path_column="file", device="cpu")
+
+
+def test_without_a_page_it_has_no_images(tmp_path):
+    with pytest.raises(ConfigError, match="--report-images: there is no page with --no-report"):
+        audit_labels(tmp_path, report=False, report_images=3)
+
+
 def test_unknown_settings_are_named(photos):
     with pytest.raises(ConfigError, match=r"audit_labels\(\): unknown setting 'epoch'.*'epochs'"):
         audit_labels(photos, epoch=3)
@@ -161,6 +172,21 @@ def test_a_missing_truth_is_noticed_before_the_training(photos):
     with pytest.raises(DataError, match=r"truth\.csv: no such file"):
         audit_labels(photos, out="out", truth="truth.csv")
     assert not Path("out").exists()
+
+
+def test_columns_of_the_truth_are_looked_at_before_the_training(photos):
+    Path("truth.csv").write_text("path,real\n")
+    with pytest.raises(DataError, match=r"no column 'true_label'.* --truth-column"):
+        audit_labels(photos, out="out", truth="truth.csv")
+    assert not Path("out").exists()
+
+
+def test_files_of_something_else_are_noticed_before_the_training(photos):
+    Path("out").mkdir()
+    Path("out/summary.json").write_text('{"mine": 1}')
+    with pytest.raises(DataError, match=r"summary\.json: exists and is not of an audit"):
+        audit_labels(photos, out="out")
+    assert [path.name for path in Path("out").iterdir()] == ["summary.json"]
 
 
 def test_an_unknown_format_is_noticed_before_the_training(photos):

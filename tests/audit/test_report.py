@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,11 @@ def test_thumbnail_size(
     assert (picture.width, picture.height) == expected
 
 
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.png")
+    assert load_picture(tmp_path / "a.png", 32).problem == "not a regular file"
+
+
 def test_unreadable_suspect_says_why(manifest: Manifest):
     manifest.file(0).write_bytes(b"no image")
     data = page_data(render_report(make_audit(manifest), manifest))
@@ -403,6 +409,10 @@ def test_decisions_belong_to_run_and_labels_not_to_settings(manifest: Manifest):
         manifest.root, manifest.paths, manifest.labels[::-1].copy(), manifest.splits, CLASSES
     )
     assert page_data(render_report(audit, relabelled))["key"] != key
+    audit.summary["run"] = str(Path("runs/../" + audit.summary["run"]).absolute())
+    assert (
+        page_data(render_report(audit, manifest))["key"] == key
+    )  # the same run, spelled otherwise
     audit.summary["run"] = "runs/other"
     assert page_data(render_report(audit, manifest))["key"] != key
 

@@ -314,8 +314,8 @@ def test_import_takes_what_fits_and_names_the_rest(
     page.set_input_files("#import-file", file)
     page.locator("#message", has_text="imported").wait_for()
     assert page.inner_text("#message") == (
-        "3 decisions imported. 3 lines left out: line 3: another label; line 4: unknown class;"
-        " line 5: unknown decision."
+        "3 decisions imported. 1 of them not on this page. 3 lines left out: line 3: another label;"
+        " line 4: unknown class; line 5: unknown decision."
     )
     assert page.inner_text("#reviewed") == "2 of 24 flagged reviewed"
     exported = rows_of(download(page, tmp_path))
@@ -323,6 +323,45 @@ def test_import_takes_what_fits_and_names_the_rest(
     file.write_text("path,label\n", encoding="utf-8")
     page.set_input_files("#import-file", file)
     page.locator("#message", has_text="cannot be read: the first line must name").wait_for()
+
+
+def test_import_reads_files_as_apply_does(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    rows = [
+        ["path", " label", "decision", "new_label"],
+        ["a/00.png", " cat ", "relabel", "cat"],  # the label that it has: kept
+        ["elsewhere.png", "wolf", "keep", ""],  # line 3: no class here
+        ["a/01.png", "dog", "keep", "cat"],  # line 4: keep or relabel?
+        ["a/03.png", "cat", "remove", ""],
+        ["a/03.png", "cat", "remove", ""],
+        ["a/03.png", "cat", "relabel", "dog"],  # line 7: no longer removed?
+    ]
+    file = tmp_path / "mine.csv"
+    file.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    page = open_page(audit, manifest)
+    page.set_input_files("#import-file", file)
+    page.locator("#message", has_text="imported").wait_for()
+    assert page.inner_text("#message") == (
+        "2 decisions imported. 3 lines left out: line 3: unknown class; line 4: keep with a new"
+        " label; line 7: decided twice."
+    )
+    assert rows_of(download(page, tmp_path))[1:] == [
+        ["a/00.png", "cat", "keep", ""],
+        ["a/03.png", "cat", "remove", ""],
+    ]
+
+
+def test_pairs_are_only_those_of_doubted_labels(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    suggested = audit.suggested.copy()
+    suggested[:12] = audit.labels[:12]
+    page = open_page(replace(audit, suggested=suggested), manifest)
+    options = page.locator("select[name=pair] option").all_text_contents()
+    assert sorted(options) == sorted(
+        ["any pair", "cat → dog (4)", f"dog → {HOSTILE} (4)", f"{HOSTILE} → cat (4)"]
+    )
 
 
 def test_advice_follows_what_the_review_finds(

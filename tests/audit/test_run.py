@@ -115,6 +115,17 @@ def test_other_data_is_ranked_by_predictions(trained, tmp_path):
     assert not run.audit_folder.exists()
 
 
+def test_other_data_leaves_the_audit_of_the_run_alone(trained, tmp_path, monkeypatch):
+    run, _ = trained
+    monkeypatch.chdir(tmp_path)
+    write_shapes(tmp_path / "new", per_class=4, size=48, seed=9)
+    result = audit_run(run.path, data=Path("new"), report=False)
+    assert not run.audit_folder.exists()
+    assert result.folder.parent == Path("runs")
+    assert result.folder.name.startswith("new-audit-")
+    assert (result.folder / "audit.csv").is_file()
+
+
 def test_unknown_classes_in_other_data_are_refused(trained, tmp_path):
     run, _ = trained
     write_shapes(tmp_path / "new", per_class=2, classes=("circle", "star"), size=48)
@@ -129,6 +140,75 @@ def test_true_labels_must_cover_the_run(trained, tmp_path):
     path.write_text(f"path,true_label\n{name},{truth[name]}\n")
     with pytest.raises(DataError, match="no true label for 179 samples"):
         audit_run(run.path, tmp_path, truth=path)
+
+
+@pytest.mark.parametrize("name", ["path", "file"])
+def test_paths_of_the_truth_are_named_as_those_of_the_data(trained, tmp_path, name):
+    run, truth = trained
+    path = tmp_path / "truth.csv"
+    path.write_text(
+        f"{name},true_label\n" + "".join(f"{p},{label}\n" for p, label in truth.items())
+    )
+    options = {"report": False, "truth": path, "path_column": "file"}
+    assert audit_run(run.path, tmp_path / "out", **options).summary["truth"]["errors"] > 0
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "name,true_label",
+            r":1: no column with the paths \(path\); there are: name, true_label\.",
+        ),
+        ("path,real", r":1: no column 'true_label'.* Name it with --truth-column\."),
+    ],
+)
+def test_columns_of_the_truth_are_named_with_their_options(trained, tmp_path, header, message):
+    path = tmp_path / "truth.csv"
+    path.write_text(f"{header}\n")
+    with pytest.raises(DataError, match=message):
+        audit_run(trained[0].path, tmp_path, truth=path)
+    with pytest.raises(DataError, match=r"is no CSV file\. Check --truth\."):
+        audit_run(trained[0].path, tmp_path, truth=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "audit.csv", "report.html"])
+def test_files_of_something_else_are_left_alone(trained, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=f"{name}: exists and is not of an audit"):
+        audit_run(trained[0].path, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_files_of_an_earlier_audit_go(trained, tmp_path):
+    audit_run(trained[0].path, tmp_path, report_images=1)
+    audit_run(trained[0].path, tmp_path, format="jsonl", report=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.jsonl", "summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("out", "format", "apply_to", "can_accept"),
+    [
+        ("run/audit", "csv", "run", True),
+        ("run/audit", "jsonl", "run", False),
+        ("other", "csv", "run", False),
+        (".", "csv", ".", True),
+    ],
+)
+def test_the_page_names_the_folder_to_apply_decisions_to(
+    trained, tmp_path, monkeypatch, out, format, apply_to, can_accept
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(trained[0].path)
+    told = []
+    monkeypatch.setattr(
+        "elrcli.audit.run.render_report", lambda *_, **options: told.append(options) or ""
+    )
+    monkeypatch.setattr("elrcli.audit.run.write_table", lambda *_: None)
+    monkeypatch.setattr("elrcli.audit.run.write_text", lambda *_: None)
+    audit_run(Path("run"), Path(out), format=format)
+    assert told[0]["apply_to"] == Path(apply_to)
+    assert told[0]["can_accept"] == can_accept
 
 
 def test_a_truth_column_needs_a_file(trained, tmp_path):

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elrcli.config import TrainConfig
-from elrcli.data.manifest import draw_validation, load_data, manifest_text
+from elrcli.data.manifest import Manifest, draw_validation, load_data, manifest_text
+from elrcli.engine.fit import load_samples
+from elrcli.errors import ConfigError
 from tests.shapes import write_shapes
 
 AUDIT_HEADER = "rank,path,split,label,suggested,score,error_probability,flagged\n"
@@ -86,6 +90,19 @@ def test_a_decision_wins_over_a_suggestion(elr, run):
     assert labels("fixed.csv")["cat/0004.png"] == "dog"
 
 
+def test_suggestions_for_other_data_are_refused(elr, run):
+    Path("run/audit/summary.json").write_text('{"applies_to_run": false}')
+    outcome = elr("apply", run, "-o", "fixed.csv", "--accept-above", 0.95)
+    assert outcome.code == 1
+    assert outcome.err == (
+        "error: run/audit: ranks other data than that of the run. Do it again with:"
+        " elr audit run --out run/audit\n"
+    )
+    assert elr("apply", run, "decisions.csv", "-o", "fixed.csv").code == 0
+    Path("run/audit/summary.json").write_text('{"applies_to_run": true}')
+    assert elr("apply", run, "-o", "new.csv", "--accept-above", 0.95).code == 0
+
+
 def test_a_dry_run_prints_the_changes(elr, run):
     before = sorted(Path().rglob("*"))
     outcome = elr("apply", run, "decisions.csv", "--dry-run")
@@ -101,7 +118,8 @@ def test_a_dry_run_prints_the_changes(elr, run):
 @pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
 def test_a_corrected_folder(elr, run, mode):
     outcome = elr("apply", run, "decisions.csv", "-o", "fixed", "--mode", mode)
-    assert outcome.err.splitlines()[-1] == "  next      elr train fixed"
+    follow = " --follow-links" if mode == "symlink" else ""
+    assert outcome.err.splitlines()[-1] == f"  next      elr train fixed{follow}"
     found = sorted(path.relative_to("fixed").as_posix() for path in Path("fixed").glob("*/*"))
     assert found == [
         "cat/0000.png",
@@ -143,11 +161,108 @@ def test_what_is_missing_or_would_be_ignored_is_named(elr, run, typed, message):
     assert message in outcome.err
 
 
-def test_samples_that_are_gone_are_named(elr, run):
+def from_table(run: Path, **settings: object) -> None:
+    """Let the run be one on `labels.csv`, which lists its images."""
+    file = run / "config.json"
+    content = json.loads(file.read_text())
+    content["settings"] |= {"data": str(Path("labels.csv").absolute()), "root": "data", **settings}
+    file.write_text(json.dumps(content))
+    rows = (f"{p.parent.name}/{p.name},{p.parent.name}\n" for p in sorted(Path("data").glob("*/*")))
+    columns = [settings.get("path_column", "path"), settings.get("label_column", "label")]
+    Path("labels.csv").write_text(f"{','.join(columns)}\n" + "".join(rows))
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+def test_samples_that_are_gone_are_named_unless_they_are_removed(elr, run, is_table):
+    if is_table:
+        from_table(run)
+    Path("data/dog/0001.png").unlink()  # decided: remove
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv", "-q")
+    assert outcome == (0, "fixed.csv\n", "")
+    assert "dog/0001.png" not in labels("fixed.csv")
+    assert elr("apply", run, "decisions.csv", "-o", "folder", "-q").code == 0
     Path("data/dog/0003.png").unlink()
+    outcome = elr("apply", run, "decisions.csv", "-o", "new.csv")
+    assert outcome.code == 1
+    message = "1 samples of the run are gone. Bring them back, or decide 'remove' for them:\n"
+    assert outcome.err.endswith(message + "'dog/0003.png'\n")
+
+
+def test_labels_that_changed_since_the_training_are_named(elr, run):
+    from_table(run)
+    table = Path("labels.csv")
+    table.write_text(table.read_text().replace("cat/0006.png,cat", "cat/0006.png,cow"))
     outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
     assert outcome.code == 1
-    assert "1 samples of the run are gone, first 'dog/0003.png'" in outcome.err
+    assert "labels.csv: 1 labels are others than in the run. Put these back" in outcome.err
+    assert outcome.err.endswith("'cat/0006.png': 'cat', now 'cow'\n")
+    assert not Path("fixed.csv").exists()
+
+
+def test_images_that_were_added_are_counted(elr, run):
+    write_shapes(Path("data"), per_class=1, classes=("horse",), size=8)
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
+    assert "1 images came to the data after the training: not in the output\n" in outcome.err
+    assert len(labels("fixed.csv")) == 7
+
+
+def read_back(elr, monkeypatch, command: str) -> Manifest:
+    """Run the command that `elr apply` prints, up to the data that it reads."""
+    configs = []
+
+    def fit(config, *_, **__):
+        configs.append(config)
+        raise ConfigError("read")
+
+    monkeypatch.setattr("elrcli.engine.fit.fit", fit)
+    words = shlex.split(command.removeprefix("  next "))
+    assert words.pop(0) == "elr"
+    assert elr(*words).err == "error: read\n"
+    return load_samples(configs[0])
+
+
+@pytest.mark.parametrize(
+    "typed", [["fixed.csv"], ["my fixed"], ["fixed", "--mode", "symlink"]], ids=" ".join
+)
+@pytest.mark.parametrize(
+    "settings", [None, {}, {"path_column": "file", "label_column": "the kind"}], ids=str
+)
+def test_the_command_that_comes_next_reads_the_output(elr, run, monkeypatch, typed, settings):
+    if settings is not None:
+        from_table(run, **settings)
+    outcome = elr("apply", run, "decisions.csv", "-o", *typed)
+    assert outcome.code == 0, outcome.err
+    manifest = read_back(elr, monkeypatch, outcome.err.splitlines()[-1])
+    assert len(manifest) == 7
+    assert np.bincount(manifest.labels).tolist() == [3, 4]
+
+
+def test_the_command_that_comes_next_follows_links_where_the_run_did(elr, run, monkeypatch):
+    Path("data/cat/0004.png").rename("elsewhere.png")
+    Path("data/cat/0004.png").symlink_to(Path("elsewhere.png").absolute())
+    from_table(run, follow_links=True)
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
+    command = outcome.err.splitlines()[-1]
+    assert command.endswith(" --follow-links")
+    assert len(read_back(elr, monkeypatch, command)) == 7
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "json", "jsonl", "parquet"])
+def test_other_tables_are_no_folders(elr, run, suffix):
+    outcome = elr("apply", run, "decisions.csv", "-o", f"fixed.{suffix}", "--dry-run")
+    assert outcome.code == 1
+    assert outcome.err.endswith(
+        f"fixed.{suffix}: a table is written as CSV only. End its name in .csv.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["fixed.csv", "fixed"])
+def test_a_dry_run_looks_whether_the_place_is_free(elr, run, name):
+    assert elr("apply", run, "decisions.csv", "-o", name, "--dry-run", "-q").code == 0
+    assert elr("apply", run, "decisions.csv", "-o", name, "-q").code == 0
+    outcome = elr("apply", run, "decisions.csv", "-o", name, "--dry-run", "-q")
+    assert outcome.code == 1
+    assert f"{name}: exists" in outcome.err
 
 
 def test_a_class_that_loses_all_its_samples_is_named(elr, run):

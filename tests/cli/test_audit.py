@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch) -> Path:
     def audit_run(run, out, **options):
         options["observer"].progress("predict", 1, 1)
         CALLS.append({"run": run, "out": out} | options)
-        return SimpleNamespace(summary=SUMMARY | {"run": str(run)})
+        return SimpleNamespace(summary=SUMMARY | {"run": str(run)}, folder=out or run / "audit")
 
     monkeypatch.setattr("elrcli.audit.run.audit_run", audit_run)
     return folder
@@ -133,7 +133,7 @@ def test_the_gate(elr, run):
 def test_options_reach_the_audit(elr, run):
     outcome = elr(
         "audit", run, "--out", "o", "--format", "jsonl", "--threshold", "0.7", "--no-report",
-        "--report-images", "9", "--data", "d.csv", "--truth", "t.csv", "--truth-column", "true",
+        "--data", "d.csv", "--truth", "t.csv", "--truth-column", "true",
         "--path-column", "p", "--label-column", "l", "--split-column", "s", "--root", "r",
         "--follow-links", "--device", "cpu",
     )  # fmt: skip
@@ -147,7 +147,7 @@ def test_options_reach_the_audit(elr, run):
         "format": "jsonl",
         "threshold": 0.7,
         "report": False,
-        "report_images": 9,
+        "report_images": 500,
         "data": Path("d.csv"),
         "truth": Path("t.csv"),
         "truth_column": "true",
@@ -158,6 +158,14 @@ def test_options_reach_the_audit(elr, run):
         "follow_links": True,
         "device": "cpu",
     }
+
+
+def test_images_of_the_report(elr, run):
+    assert elr("audit", run, "--report-images", 9).code == 0
+    assert CALLS[-1]["report_images"] == 9
+    outcome = elr("audit", run, "--report-images", 9, "--no-report")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: --report-images: there is no page with --no-report.")
 
 
 def test_defaults(elr, run):
@@ -269,7 +277,7 @@ def test_the_truth_of_images_is_in_their_table_or_a_file(elr, photos):
     elr("audit", photos, "--truth-column", "real")
     assert TRAININGS[-1]["settings"]["truth_column"] == "real"
     assert (CALLS[-1]["truth"], CALLS[-1]["truth_column"]) == (None, None)
-    Path("t.csv").touch()
+    Path("t.csv").write_text("path,real\n")
     elr("audit", photos, "--truth-column", "real", "--truth", "t.csv")
     assert "truth_column" not in TRAININGS[-1]["settings"]
     assert (CALLS[-1]["truth"], CALLS[-1]["truth_column"]) == (Path("t.csv"), "real")
