@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from elrcli.api import (
         apply_decisions,
         audit_labels,
+        doctor,
         evaluate,
         list_backbones,
         make_noise,
@@ -54,6 +55,7 @@ __all__ = [
     "__version__",
     "apply_decisions",
     "audit_labels",
+    "doctor",
     "evaluate",
     "list_backbones",
     "make_noise",
@@ -87,6 +89,7 @@ _HOMES = {
         (
             "apply_decisions",
             "audit_labels",
+            "doctor",
             "evaluate",
             "list_backbones",
             "make_noise",

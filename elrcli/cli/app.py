@@ -15,6 +15,7 @@ from elrcli.cli.apply import apply
 from elrcli.cli.audit import audit
 from elrcli.cli.backbones import backbones
 from elrcli.cli.demo import demo
+from elrcli.cli.doctor import doctor
 from elrcli.cli.evaluate import evaluate
 from elrcli.cli.noise import noise
 from elrcli.cli.predict import predict
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (train, predict, audit, apply, evaluate, noise, tune, backbones, demo):
+for command in (train, predict, audit, apply, evaluate, noise, tune, backbones, doctor, demo):
     app.command()(command)
 
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "noise",
     "tune",
     "backbones",
+    "doctor",
     "demo",
 )
 
