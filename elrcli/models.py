@@ -521,7 +521,7 @@ def why_hub_is_silent(timeout: float) -> str | None:
         except urllib.error.HTTPError:  # an answer, too
             reasons.clear()
         except (OSError, ValueError, HTTPException) as error:
-            reasons[:] = [_first_line(error)]
+            reasons[:] = [_first_line(getattr(error, "reason", error))]
         else:
             reasons.clear()
 
