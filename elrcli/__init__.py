@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from elrcli.api import (
         apply_decisions,
         audit_labels,
+        doctor,
         evaluate,
         export,
         list_backbones,
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "apply_decisions",
     "audit_labels",
+    "doctor",
     "evaluate",
     "export",
     "list_backbones",
@@ -89,6 +91,7 @@ _HOMES = {
         (
             "apply_decisions",
             "audit_labels",
+            "doctor",
             "evaluate",
             "export",
             "list_backbones",

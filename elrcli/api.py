@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from elrcli.audit.apply import Plan
     from elrcli.audit.result import AuditResult
     from elrcli.data.manifest import Manifest
+    from elrcli.engine.doctor import DoctorReport
     from elrcli.engine.evaluate import Evaluation
     from elrcli.engine.predict import Prediction
     from elrcli.engine.tune import TuneResult
@@ -481,6 +482,16 @@ def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
     from elrcli.models import list_backbones
 
     return list_backbones(pattern, pretrained=pretrained)
+
+
+def doctor(*, device: str = "auto", online: bool = False) -> DoctorReport:
+    """Try out what works on this machine and in the current folder, and leave nothing behind.
+
+    `online` also asks the hub of pretrained weights for an answer; nothing else needs the network.
+    """
+    from elrcli.engine.doctor import examine
+
+    return examine(device, online=online)
 
 
 def make_noise(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import socket
+import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import safetensors.torch
 import timm
 import timm.data
 import torch
+from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm, create_conv2d
@@ -513,6 +518,70 @@ def _offline_when_unreachable() -> Iterator[bool]:
         yield constants.HF_HUB_OFFLINE
     finally:
         constants.HF_HUB_OFFLINE = was_offline
+
+
+@dataclass(frozen=True)
+class WeightsCache:
+    """Pretrained weights on this machine, where the client of timm's hub keeps them."""
+
+    folder: Path
+    size: int  # bytes
+    backbones: tuple[str, ...]  # with their tags, as `--backbone` takes them
+    is_offline: bool  # HF_HUB_OFFLINE: nothing is fetched
+
+
+def weights_cache() -> WeightsCache:
+    """Look into the cache of pretrained weights, without the network.
+
+    Raises ModelError if it cannot be read.
+    """
+    constants: Any = huggingface_hub.constants
+    folder = Path(constants.HF_HUB_CACHE)
+    if not os.path.lexists(folder):
+        return WeightsCache(folder, 0, (), constants.HF_HUB_OFFLINE)
+    try:
+        found = huggingface_hub.scan_cache_dir(folder)
+    except (OSError, ValueError, CacheNotFound) as error:
+        raise ModelError(
+            f"{folder}: cannot be read ({_first_line(error)}). Set HF_HOME to another folder."
+        ) from None
+    held = {repo.repo_id for repo in found.repos if _holds_weights(repo)}
+    backbones = [name for name in timm.list_pretrained() if held and _hub_name(name) in held]
+    return WeightsCache(folder, found.size_on_disk, tuple(backbones), constants.HF_HUB_OFFLINE)
+
+
+def _holds_weights(repo: Any) -> bool:
+    """Tell whether one revision of a repository in the cache has a file of weights."""
+    names = (file.file_name for revision in repo.revisions for file in revision.files)
+    return any(name.endswith((".safetensors", ".bin")) for name in names)
+
+
+def _hub_name(backbone: str) -> str | None:
+    config = timm.get_pretrained_cfg(backbone)
+    return None if config is None else config.hf_hub_id
+
+
+def why_hub_is_silent(timeout: float) -> str | None:
+    """Ask the hub of pretrained weights for an answer; return why none comes within seconds."""
+    constants: Any = huggingface_hub.constants
+    reasons = ["no answer"]
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=timeout).close()
+        except urllib.error.HTTPError:  # an answer, too
+            reasons.clear()
+        except (OSError, ValueError, HTTPException) as error:
+            reasons[:] = [_first_line(getattr(error, "reason", error))]
+        else:
+            reasons.clear()
+
+    # In a thread, as looking up the address knows no limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout + 1)
+    return reasons[0] if reasons else None
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pickle
 import socket
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -32,6 +34,8 @@ from elrcli.models import (
     read_state_dict,
     shrink_stem,
     training_mode,
+    weights_cache,
+    why_hub_is_silent,
 )
 
 TINY = "test_resnet"
@@ -461,6 +465,82 @@ def test_small_input_on_a_network_whose_pool_is_in_its_stem():
     network = create_network("resnetv2_18", 10, small_input=True).eval()
     with torch.no_grad():
         assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4)
+
+
+# --- the cache of weights ---
+
+
+def cached(folder: Path, repository: str, file: str) -> None:
+    """Lay a file into the hub's cache as its client does."""
+    place = folder / f"models--{repository.replace('/', '--')}"
+    for name in ("blobs", "refs", "snapshots/0123"):
+        (place / name).mkdir(parents=True)
+    (place / "blobs" / "abc").write_bytes(b"x" * 1000)
+    (place / "refs" / "main").write_text("0123")
+    (place / "snapshots/0123" / file).symlink_to("../../blobs/abc")
+
+
+def test_the_cache_tells_which_backbones_it_holds(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cached(tmp_path, "timm/resnet10t.c3_in1k", "model.safetensors")
+    cached(tmp_path, "timm/resnet18.a1_in1k", "config.json")  # no weights
+    cached(tmp_path, "someone/else", "model.safetensors")  # of no backbone
+    found = weights_cache()
+    assert (found.folder, found.size, found.is_offline) == (tmp_path, 3000, True)
+    assert found.backbones == ("resnet10t.c3_in1k",)
+
+
+def test_a_cache_that_is_not_there_is_empty(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    found = weights_cache()
+    assert (found.size, found.backbones) == (0, ())
+
+
+def test_a_cache_that_is_no_folder_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match=r"file: cannot be read \(.*\)\. Set HF_HOME to another"):
+        weights_cache()
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers every question with 501: it knows no method."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_any_answer_of_the_hub_will_do(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with HTTPServer(("127.0.0.1", 0), _Hub) as hub:
+        address = f"http://127.0.0.1:{hub.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        thread = threading.Thread(target=hub.handle_request)
+        thread.start()
+        assert why_hub_is_silent(5) is None
+        thread.join()
+    assert "refused" in why_hub_is_silent(5)
+
+
+def test_a_hub_that_says_nothing(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        assert "timed out" in why_hub_is_silent(0.1)
+
+
+def test_an_address_that_is_looked_up_for_long(monkeypatch):
+    end = threading.Event()
+
+    def look_up(*_, **__):
+        end.wait(10)
+        raise OSError("found at last")
+
+    monkeypatch.setattr(urllib.request, "urlopen", look_up)
+    assert why_hub_is_silent(-0.9) == "no answer"
+    end.set()
 
 
 # --- networks for 32 pixels ---

@@ -34,6 +34,7 @@ def test_public_names_are_pinned():
         "__version__",
         "apply_decisions",
         "audit_labels",
+        "doctor",
         "evaluate",
         "export",
         "list_backbones",

@@ -35,7 +35,7 @@ from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
-from elrcli.engine.predict import Predictor
+from elrcli.engine.predict import NOT_FINITE, Predictor
 from elrcli.errors import ConfigError, DataError, RunError
 from elrcli.run import RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
@@ -221,7 +221,7 @@ def predicted_evidence(
         observer.progress("predict", done, len(manifest))
     found = np.flatnonzero(seen)
     lost = set(np.flatnonzero(~seen).tolist()) - unreadable.keys()
-    unreadable |= dict.fromkeys(lost, "the prediction is not a finite number")
+    unreadable |= dict.fromkeys(lost, NOT_FINITE)
     evidence = Evidence(
         rows=found,
         labels=manifest.labels[found],

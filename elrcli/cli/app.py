@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -15,6 +17,7 @@ from elrcli.cli.apply import apply
 from elrcli.cli.audit import audit
 from elrcli.cli.backbones import backbones
 from elrcli.cli.demo import demo
+from elrcli.cli.doctor import doctor
 from elrcli.cli.evaluate import evaluate
 from elrcli.cli.export import export
 from elrcli.cli.help import Command
@@ -23,7 +26,9 @@ from elrcli.cli.predict import predict
 from elrcli.cli.train import train
 from elrcli.cli.tune import tune
 from elrcli.engine.launch import launch
-from elrcli.errors import ElrError, EndedByAnother
+from elrcli.errors import ElrError, EndedByAnother, NotWritten
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +36,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (train, predict, audit, apply, evaluate, export, noise, tune, backbones, demo):
+COMMANDS = (
+    train,
+    predict,
+    audit,
+    apply,
+    evaluate,
+    export,
+    noise,
+    tune,
+    backbones,
+    doctor,
+    demo,
+)
+for command in COMMANDS:
     app.command(cls=Command)(command)
 
 
@@ -58,23 +76,30 @@ def main() -> None:
     # Before torch is loaded: its threads wait in a busy loop otherwise, which makes training ten
     # times slower wherever other work competes for the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # file names that are not UTF-8
     try:
-        with _results_of_the_first_process():
+        with _results_of_the_first_process(), _stdout_flushed():
             app(prog_name="elr")
     except EndedByAnother as error:
         sys.exit(error.exit_code)
     except ElrError as error:
-        from elrcli.cli import console
-
-        console.error(str(error))
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except UnicodeEncodeError as error:
+        if not _is_of_stdout(error):
+            raise
+        character = error.object[error.start]
+        _end(f"stdout: no {character!r} in {error.encoding}. Set PYTHONIOENCODING=utf-8.", 1)
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        _flush_stdout()
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    from elrcli.cli import console
+
+    console.error(message)
+    sys.exit(exit_code)
 
 
 @contextmanager
@@ -87,9 +112,30 @@ def _results_of_the_first_process() -> Iterator[None]:
         yield
 
 
-def _flush_stdout() -> None:
-    """Write what is left; a reader that has gone away, as `head` does, is no error."""
+@contextmanager
+def _stdout_flushed() -> Iterator[None]:
+    """Write what is left in the end; a reader that has gone away, as `head` does, is no error."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        is_gone = isinstance(error, BrokenPipeError)
+        is_full = error.errno in NO_ROOM and error.filename is None  # no file that has a name
+        if not (is_gone or is_full):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+        if is_full:
+            raise NotWritten(
+                f"stdout: cannot be written ({error.strerror}). Make room, or write elsewhere."
+            ) from None
+        if isinstance(error.__context__, SystemExit):  # the command has ended with this code
+            raise error.__context__ from None
+
+
+def _is_of_stdout(error: UnicodeEncodeError) -> bool:
+    """Tell whether stdout has an encoding without all characters, and it is what failed."""
+    names = (sys.stdout.encoding or "utf-8", error.encoding)
+    own, failed = (codecs.lookup(name).name for name in names)
+    return own == failed != "utf-8"

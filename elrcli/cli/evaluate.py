@@ -66,8 +66,8 @@ def evaluate(
             workers=workers,
             observer=observer,
         )
-    for path, reason in evaluation.unreadable:
-        console.say(f"left out: {path}: {reason}")
+    if not quiet:
+        console.say(*(f"left out: {path}: {reason}" for path, reason in evaluation.unreadable))
     if json_output:
         typer.echo(json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -83,6 +83,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         [
             ("balanced accuracy", f"{evaluation.balanced_accuracy:.2%}"),
             ("images", f"{evaluation.images:,}"),
+            *([("left out", f"{len(evaluation.unreadable):,}")] if evaluation.unreadable else []),
         ],
     )
     header = ("class", "images", "precision", "recall", "f1")

@@ -105,10 +105,16 @@ def predict(
         else:
             write_table(out, columns, rows)
     if out is not None and not quiet:
-        console.say(f"{done:,} predictions in {out}")
+        found = _counted(done - unreadable, "prediction")
+        left_out = f" and {_counted(unreadable, 'unreadable image')}" if unreadable else ""
+        console.say(f"{found}{left_out} in {out}")
     if unreadable:
         if console.speaks():
             console.error(
                 f"{unreadable} of {done} images could not be read. The column 'error' says why."
             )
         raise typer.Exit(1)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

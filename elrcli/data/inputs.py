@@ -33,7 +33,7 @@ def expand_inputs(
     (default: its own folder), `-` stands for the lines of `stdin`, and what is not on disk is
     tried as a pattern such as `photos/**/*.jpg`. A file named outright is taken whatever its
     suffix; whether it is an image shows when it is read. Links that lead out of a folder are an
-    error unless `follow_links`.
+    error unless `follow_links`, and so are `root` and `path_column` without a `.csv` file.
     """
     images: list[ImageInput] = []
     problems: list[str] = []
@@ -49,6 +49,12 @@ def expand_inputs(
         images += found
     if problems:
         raise DataError(listed(problems))
+    csv_only = {"--root": root is not None, "--path-column": path_column != "path"}
+    unused = [option for option, is_set in csv_only.items() if is_set]
+    if unused and names and not any(_is_csv(os.fspath(name)) for name in names):
+        raise DataError(
+            f"{os.fspath(names[0])}: no CSV file, which {unused[0]} needs. Leave it out."
+        )
     return images
 
 
@@ -63,13 +69,17 @@ def _expand(
         for path in sorted(image_paths(name, within=within)):
             yield _named(os.path.join(name, path))
     elif os.path.exists(name):
-        if name.lower().endswith(".csv"):
+        if _is_csv(name):
             yield from _listed_in(Path(name), root, path_column)
         else:
             yield _named(name)
     else:
         matches = sorted(glob.glob(name, recursive=True))
         yield from (_named(path) for path in matches if is_image_name(path))
+
+
+def _is_csv(name: str) -> bool:
+    return name.lower().endswith(".csv") and os.path.exists(name) and not os.path.isdir(name)
 
 
 def _named(path: str) -> ImageInput:

@@ -102,8 +102,14 @@ def worker_count(requested: int | None) -> int:
     """
     if requested is not None:
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, (cores or 1) // launch().local_processes))
+    return max(1, min(8, usable_cores() // launch().local_processes))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _choose_device(name: str) -> torch.device:

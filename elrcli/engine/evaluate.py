@@ -11,7 +11,7 @@ import numpy as np
 from elrcli.data.manifest import SPLITS, load_data
 from elrcli.engine.distributed import joined
 from elrcli.engine.observer import Observer
-from elrcli.engine.predict import Predictor
+from elrcli.engine.predict import NOT_FINITE, Predictor
 from elrcli.errors import ConfigError, DataError
 
 
@@ -88,7 +88,8 @@ def evaluate_run(
             observer.progress("evaluate", int(confusion.sum()) + len(unreadable), len(rows))
     if confusion.sum() == 0:
         path, reason = unreadable[0]
-        raise DataError(f"{data}: no image can be read. {path}: {reason}.")
+        what = "predicted" if reason == NOT_FINITE else "read"
+        raise DataError(f"{data}: no image can be {what}. {path}: {reason}.")
     return evaluation_of(confusion, predictor.classes, unreadable)
 
 

@@ -34,27 +34,53 @@ def free_memory(device: torch.device) -> int:
     return free_host_memory() // launch().local_processes
 
 
+def total_memory(device: torch.device) -> int:
+    """Return how many bytes a device has in all, of the host as `total_host_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return total_host_memory()
+
+
 def free_host_memory() -> int:
     """Return what the system and the container leave, in bytes."""
     return min([_available(), *filter(None, (_left_in_container(*files) for files in CGROUPS))])
+
+
+def total_host_memory() -> int:
+    """Return what the machine has, or what the container may use of it, in bytes."""
+    return min([_installed(), *filter(None, (_container_limit(files[0]) for files in CGROUPS))])
 
 
 def _available() -> int:
     try:
         return 1024 * _entries(MEMINFO)["MemAvailable:"]
     except (OSError, KeyError):  # not Linux: half of all
-        if not hasattr(os, "sysconf"):
-            return 4 * 1024**3
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return _installed() // 2
+
+
+def _installed() -> int:
+    if not hasattr(os, "sysconf"):
+        return 8 * 1024**3
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_limit(limit: str) -> int | None:
+    try:
+        found = Path(limit).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return int(found) if found.isdecimal() else None  # "max"
 
 
 def _left_in_container(limit: str, used: str, statistics: str) -> int | None:
+    most = _container_limit(limit)
+    if most is None:
+        return None
     try:
-        found = Path(limit).read_text().strip()
-        if not found.isdecimal():  # "max"
-            return None
         forgettable = _entries(Path(statistics)).get("inactive_file", 0)
-        return max(1, int(found) - int(Path(used).read_text()) + forgettable)
+        return max(1, most - int(Path(used).read_text()) + forgettable)
     except (OSError, ValueError):
         return None
 

@@ -28,6 +28,7 @@ from elrcli.errors import OutOfMemory, RunError
 from elrcli.models import Preprocessing, check_classes, create_network, load_weights
 from elrcli.run import RunFolder
 
+NOT_FINITE = "the prediction is not a finite number"
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
@@ -84,7 +85,10 @@ class Predictor:
         batch_size: int = 64,
         workers: int | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]]:
-        """Yield (rows [B], probabilities [B, K] fp32, unreadable (row, reason)) in row order."""
+        """Yield (rows [B], probabilities [B, K] fp32, unreadable (row, reason)) in row order.
+
+        An image whose prediction is not a finite number is among the unreadable ones.
+        """
         loader = self._loader(manifest, rows, batch_size, workers)
         batches = predict_batches(self.network, loader, self.runtime, self.preprocessing)
         own = (
@@ -96,7 +100,10 @@ class Predictor:
                 seen = np.concatenate(index)
                 order = np.argsort(seen)  # each process had every n-th row
                 whole = np.concatenate([part.reshape(-1, len(self.classes)) for part in probs])
-                yield seen[order], whole[order], tuple(sorted(sum(unreadable, ())))
+                is_good = np.isfinite(whole).all(axis=1)
+                lost = tuple((int(row), NOT_FINITE) for row in seen[~is_good])
+                order = order[is_good[order]]
+                yield seen[order], whole[order], tuple(sorted(sum(unreadable, lost)))
         except RuntimeError as error:
             if not is_out_of_memory(error, self.runtime.device):
                 raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ COMMANDS = (
     "noise",
     "tune",
     "backbones",
+    "doctor",
     "demo",
 )
 
@@ -143,3 +145,49 @@ def test_a_reader_that_leaves_is_no_error():
         command, shell=True, capture_output=True, text=True, check=True, executable="/bin/bash"
     )
     assert done.stderr == ""
+
+
+def program(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell line whose $ELR is the program that prints what it is told to."""
+    code = (
+        "import sys, typer\nfrom elrcli.cli import app\n"
+        "def show(text: str) -> None:\n"
+        "    typer.echo(text if text != '-' else sys.stdin.read())\n"
+        "def fail() -> None:\n"
+        "    sys.stdout.write('text')\n    raise typer.Exit(5)\n"
+        "app.app.command()(show)\napp.app.command()(fail)\nsys.argv[0] = 'elr'\napp.main()"
+    )
+    environment |= {"ELR": f"{sys.executable}", "CODE": code, "NO_COLOR": "1"}
+    return subprocess.run(
+        ["/bin/bash", "-c", command.replace("elr ", '"$ELR" -c "$CODE" ')],
+        capture_output=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""} | environment,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(unbuffered):
+    done = program("elr show text > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr == (
+        b"error: stdout: cannot be written (No space left on device)."
+        b" Make room, or write elsewhere.\n"
+    )
+
+
+def test_a_reader_that_leaves_changes_no_exit_code():
+    line = "(sleep 0.2; elr fail) | true; exit ${PIPESTATUS[0]}"
+    assert program(line).returncode == 5
+
+
+def test_names_that_are_not_utf8_come_and_go():
+    done = program(r"printf '\xff.png' | elr show -", PYTHONIOENCODING="utf-8")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\xff.png\n", b"")
+
+
+def test_what_the_encoding_of_stdout_lacks_is_named():
+    done = program("elr show 猫.png", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == (b"error: stdout: no '\\u732b' in latin-1. Set PYTHONIOENCODING=utf-8.\n")

@@ -30,6 +30,7 @@ def test_figures_on_stdout(elr):
         "accuracy           75.00%",
         "balanced accuracy  83.33%",
         "images                  4",
+        "left out                1",
         "",
         "class  images  precision  recall     f1",
         "cat         3     100.0%   66.7%  80.0%",
@@ -62,7 +63,7 @@ def test_options_reach_the_engine(elr):
             "--batch-size", "8", "--workers", "0", "--device", "cpu",
             "--precision", "fp32",
         )  # fmt: skip
-        assert outcome.code == 0
+        assert (outcome.code, outcome.err) == (0, "")
         call = CALLS[-1]
         call.pop("observer")
         assert call == {

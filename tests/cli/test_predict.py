@@ -99,7 +99,7 @@ def test_probabilities_have_a_column_per_class(elr, run):
 def test_the_suffix_picks_the_format(elr, run):
     outcome = elr("predict", run, "a.png", "--out", "t.jsonl")
     assert outcome.out == ""
-    assert outcome.err == "1 predictions in t.jsonl\n"
+    assert outcome.err == "1 prediction in t.jsonl\n"
     assert json.loads(Path("t.jsonl").read_text()) == {
         "path": "a.png",
         "label": "dog",
@@ -108,6 +108,21 @@ def test_the_suffix_picks_the_format(elr, run):
     }
     assert elr("predict", run, "a.png", "-o", "t.csv", "-q") == (0, "", "")
     assert Path("t.csv").read_text() == "path,label,confidence,error\na.png,dog,0.7,\n"
+
+
+def test_unreadable_images_are_counted_apart(elr, run):
+    outcome = elr("predict", run, "a.png", "pics", "bad.png", "--out", "t.csv")
+    assert outcome.code == 1
+    assert outcome.err.splitlines() == [
+        "2 predictions and 1 unreadable image in t.csv",
+        "error: 1 of 3 images could not be read. The column 'error' says why.",
+    ]
+
+
+def test_options_of_a_csv_are_refused_without_one(elr, run):
+    outcome = elr("predict", run, "pics", "--path-column", "file")
+    message = "error: pics: no CSV file, which --path-column needs. Leave it out.\n"
+    assert outcome == (1, "", message)
 
 
 def test_an_unknown_suffix_is_refused_before_the_work(elr, run, monkeypatch):

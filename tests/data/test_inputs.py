@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from elrcli.data.inputs import ImageInput, expand_inputs
@@ -62,6 +64,17 @@ def test_a_csv_with_root_and_another_column(tmp_path):
     (tmp_path / "list.csv").write_text("file\n1.png\n")
     (image,) = expand_inputs(["list.csv"], root=tmp_path / "pics", path_column="file")
     assert image == ("1.png", tmp_path / "pics" / "1.png")
+
+
+@pytest.mark.parametrize("name", ["pics", "-", "pics/*.png", "pics.csv"])
+@pytest.mark.parametrize("options", [{"root": Path("x")}, {"path_column": "file"}])
+def test_options_that_only_a_csv_uses(name, options):
+    touch("pics/1.png", "pics.csv/1.png")  # the second is a folder, too
+    option = "--root" if "root" in options else "--path-column"
+    with pytest.raises(DataError, match=f"no CSV file, which {option} needs. Leave it out."):
+        expand_inputs([name], stdin=["1.png"], **options)
+    Path("list.csv").write_text("file,path\n1.png,1.png\n")
+    assert len(expand_inputs([name, "list.csv"], stdin=["1.png"], **options)) == 2
 
 
 def test_paths_on_stdin():

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from elrcli.engine.evaluate import evaluate_run, evaluation_of
+from elrcli.engine.inference import predict_batches
 from elrcli.engine.predict import predict_images
 from elrcli.errors import ConfigError, DataError, RunError
 from tests.shapes import write_shapes
@@ -88,6 +90,23 @@ def test_nothing_readable_is_a_data_error(shared_run, tmp_path):
         file.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"no image can be read\. circle/0000\.png: "):
         evaluate_run(shared_run.path, tmp_path / "d", device="cpu")
+
+
+def test_predictions_that_are_no_numbers_are_no_class(run_copy, shapes, monkeypatch):
+    def batches(*arguments):
+        for probs, batch in predict_batches(*arguments):
+            spoilt = probs.clone()
+            spoilt[:share] = torch.nan
+            yield spoilt, batch
+
+    monkeypatch.setattr("elrcli.engine.predict.predict_batches", batches)
+    share = 3
+    found = evaluate_run(run_copy.path, shapes, device="cpu", batch_size=24)
+    assert (found.images, len(found.unreadable)) == (21, 3)
+    assert found.unreadable[0] == ("circle/0000.png", "the prediction is not a finite number")
+    share = 24
+    with pytest.raises(DataError, match=r"no image can be predicted\. circle/0000\.png: the pred"):
+        evaluate_run(run_copy.path, shapes, device="cpu")
 
 
 def test_a_class_that_the_run_does_not_know(shared_run, tmp_path):

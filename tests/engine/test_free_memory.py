@@ -7,7 +7,7 @@ import torch
 
 from elrcli.engine import memory as module
 from elrcli.engine.launch import Launch
-from elrcli.engine.memory import free_host_memory, free_memory
+from elrcli.engine.memory import free_host_memory, free_memory, total_host_memory, total_memory
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,15 @@ def test_processes_share_a_machine(machine, monkeypatch):
 def test_elsewhere_half_of_all_memory_is_taken_as_free(machine):
     (machine / "meminfo").unlink()
     assert free_host_memory() > 0
+
+
+def test_all_memory_is_that_of_the_machine_or_the_container(machine):
+    whole = total_host_memory()
+    assert whole == total_memory(CPU) > 10_000_000
+    (machine / "max").write_text("max\n")
+    assert total_host_memory() == whole
+    (machine / "max").write_text("3000\n")
+    assert total_host_memory() == 3000
 
 
 def test_this_machine_has_memory():

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from elrcli.data.images import read_image
+from elrcli.engine.inference import predict_batches
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor, predict_images, stored_preprocessing
 from elrcli.errors import ModelError, OutOfMemory, RunError
@@ -82,6 +83,35 @@ def test_an_unreadable_file_keeps_its_place(shared_run, files, tmp_path):
     assert [prediction.path for prediction in found] == [str(file) for file in order]
     assert [prediction.error is None for prediction in found] == [True, False, True, False]
     assert found[1].probabilities is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_prediction_that_is_no_number_is_none(run_copy, files, tmp_path, workers):
+    state = safetensors.torch.load_file(run_copy.model_file)
+    state["fc.weight"][0] = math.nan
+    safetensors.torch.save_file(state, run_copy.model_file)
+    (tmp_path / "text.png").write_bytes(b"no image")
+    order = [files[0], tmp_path / "text.png", files[1]]
+    found = list(predict_images(run_copy.path, order, device="cpu", workers=workers))
+    assert [prediction.path for prediction in found] == [str(file) for file in order]
+    assert [prediction.probabilities for prediction in found] == [None] * 3
+    assert found[0].error == found[2].error == "the prediction is not a finite number"
+
+
+def test_the_others_of_a_batch_keep_their_predictions(shared_run, files, monkeypatch):
+    expected = list(predict_images(shared_run.path, files[:4], device="cpu"))
+
+    def batches(*arguments):
+        for probs, batch in predict_batches(*arguments):
+            spoilt = probs.clone()
+            spoilt[1] = torch.nan
+            yield spoilt, batch
+
+    monkeypatch.setattr("elrcli.engine.predict.predict_batches", batches)
+    found = list(predict_images(shared_run.path, files[:4], device="cpu"))
+    assert [prediction.error is None for prediction in found] == [True, False, True, True]
+    for place in (0, 2, 3):
+        np.testing.assert_array_equal(found[place].probabilities, expected[place].probabilities)
 
 
 def test_nothing_readable_and_nothing_at_all(shared_run, tmp_path):
