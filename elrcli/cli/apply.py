@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 
 def apply(
-    run: Annotated[Path, typer.Argument(help="Folder written by `elr train` or `elr audit`.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder written by `elr train` or `elr audit`.")
+    ],
     decisions: Annotated[
         Path | None,
-        typer.Argument(help="decisions.csv from the review page.", show_default="none"),
+        typer.Argument(
+            metavar="DECISIONS", help="decisions.csv from the review page.", show_default="none"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -44,7 +48,10 @@ def apply(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a corrected dataset from reviewed decisions; your own files stay as they are."""
+    """Write a corrected dataset from reviewed decisions.
+
+    Your own files stay as they are.
+    """
     from elrcli.api import apply_decisions
     from elrcli.cli import console
     from elrcli.tables import write_csv

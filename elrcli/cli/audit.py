@@ -142,9 +142,9 @@ def audit(
     ] = None,
     **settings: Any,
 ) -> None:
-    """Rank the labels that a run disagrees with: table, summary, review page.
+    """Rank the labels that look wrong, and make a page to review them.
 
-    Images need no run: one is trained for the audit.
+    Writes a table and a summary too. Images need no run: one is trained for the audit.
     """
     from elrcli import api
     from elrcli.cli import console

@@ -13,7 +13,11 @@ from elrcli.cli.options import Json
 def backbones(
     pattern: Annotated[
         str,
-        typer.Argument(help="Part of a name, or a pattern such as 'resnet*'.", show_default="all"),
+        typer.Argument(
+            metavar="PATTERN",
+            help="Part of a name, or a pattern such as 'resnet*'.",
+            show_default="all",
+        ),
     ] = "",
     pretrained: Annotated[
         bool,

@@ -21,7 +21,7 @@ def doctor(
     ] = False,
     json_output: Json = False,
 ) -> None:
-    """What works on this machine: device, precision, memory, weights cache.
+    """What works on this machine: device, memory, weights.
 
     Each is tried out. The exit code is 1 if a training cannot work here.
     """

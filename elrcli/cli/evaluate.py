@@ -31,8 +31,8 @@ CONFUSIONS = 10
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder written by `elr train`.")],
-    data: Annotated[Path, typer.Argument(help="Labelled folder or CSV file.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `elr train`.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Labelled folder or CSV file.")],
     json_output: Json = False,
     quiet: Quiet = False,
     split: Split = None,

@@ -11,7 +11,7 @@ from elrcli.cli.options import OUTPUT, Quiet
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder written by `elr train`.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `elr train`.")],
     format: Annotated[
         Literal["onnx", "safetensors"] | None,
         typer.Option(
@@ -37,7 +37,7 @@ def export(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the network for other programs: ONNX, or weights that timm loads."""
+    """Write the network as ONNX, or as weights for timm."""
     from elrcli import api
     from elrcli.cli import console
 

@@ -19,7 +19,9 @@ def _pairs(text: str) -> tuple[str, str]:
 
 
 def noise(
-    data: Annotated[Path, typer.Argument(help="Folder or CSV file with clean labels.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder or CSV file with clean labels.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")],
     kind: Annotated[
         Literal["symmetric", "asymmetric", "pair", "matrix", "instance"],

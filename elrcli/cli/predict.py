@@ -23,10 +23,12 @@ from elrcli.cli.options import (
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder written by `elr train`.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `elr train`.")],
     images: Annotated[
         list[str],
-        typer.Argument(help="Files, folders, patterns, a CSV file, or - for paths on stdin."),
+        typer.Argument(
+            metavar="IMAGES", help="Files, folders, patterns, a CSV file, or - for paths on stdin."
+        ),
     ],
     out: Annotated[
         Path | None,

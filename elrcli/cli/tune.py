@@ -52,7 +52,7 @@ def tune(
     context: typer.Context,
     data: Annotated[
         Path,
-        typer.Argument(help="Folder with one sub-folder per class, or a CSV file."),
+        typer.Argument(metavar="DATA", help="Folder with one sub-folder per class, or a CSV file."),
     ],
     lambdas: Annotated[Any, _grid_option("--lambdas", "Values of --lambda.", "1,3,7")] = None,
     betas: Annotated[Any, _grid_option("--betas", "Values of --beta.", "0.7,0.9")] = None,

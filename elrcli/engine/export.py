@@ -50,7 +50,7 @@ def export_run(
     config = run.train_config()
     _check_free(file, overwrite)
     if kind == "onnx":
-        _check_packages()
+        check_packages()
     else:
         _check_config_free(file.parent / "config.json", overwrite)
         problem = _not_for_timm(config)
@@ -108,7 +108,8 @@ def _check_config_free(file: Path, overwrite: bool) -> None:
             raise RunError(f"{file}: belongs to something else. Choose another folder for --out.")
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """Raise ConfigError where a package of the extra `onnx` is missing."""
     try:
         for name in PACKAGES:
             importlib.import_module(name)

@@ -31,6 +31,7 @@ from elrcli.engine.device import (
     worker_count,
 )
 from elrcli.engine.doctor import OK, PROBLEM, WARNING, Check, first_line
+from elrcli.engine.export import check_packages
 from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.memory import free_host_memory, free_memory, total_host_memory, total_memory
 from elrcli.engine.tensorboard import writer_class
@@ -65,6 +66,7 @@ FORMATS = {
 EXTRAS: dict[str, Callable[[], object]] = {  # raise where a package is missing
     "parquet": lambda: table_format(Path("table.parquet")),
     "tensorboard": lambda: writer_class(),
+    "onnx": lambda: check_packages(),
 }
 NO_GPU = "torch finds no GPU"
 SECONDS_ONLINE = 5.0
