@@ -142,7 +142,7 @@ def audit(
     ] = None,
     **settings: Any,
 ) -> None:
-    """Rank the labels that look wrong, and make a page to review them.
+    """Rank the labels that look wrong and make a review page.
 
     Writes a table and a summary too. Images need no run: one is trained for the audit.
     """
