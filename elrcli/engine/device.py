@@ -16,6 +16,8 @@ from elrcli.engine.memory import memory_explained
 from elrcli.errors import ModelError
 from elrcli.models import Preprocessing
 
+PRECISIONS = ("fp32", "bf16", "fp16")
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -67,6 +69,9 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
 
     Several processes on one machine have a GPU each, by their local rank.
     """
+    if precision not in ("auto", *PRECISIONS):
+        known = ", ".join(("auto", *PRECISIONS))
+        raise ModelError(f"--precision {precision}: choose one of {known}.")
     chosen = _choose_device(device)
     if chosen.type == "cuda":
         with memory_explained(chosen, "Choose another --device."):

@@ -24,6 +24,7 @@ from torch import nn
 
 from elrcli.data.images import read_image
 from elrcli.engine.device import (
+    PRECISIONS,
     Runtime,
     blank_images,
     choose_runtime,
@@ -40,7 +41,6 @@ from elrcli.models import create_network, preprocessing, weights_cache, why_hub_
 from elrcli.run import RUNS
 from elrcli.tables import table_format
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 BACKBONE, SIDE, IMAGES = "test_resnet", 32, 4  # of the trial steps
 LITTLE_MEMORY = 2e9  # bytes
 LITTLE_SHARED_MEMORY = 1e9

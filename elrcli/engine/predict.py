@@ -24,7 +24,7 @@ from elrcli.engine.features import Look, look_at_images
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.memory import is_out_of_memory, largest_fitting, memory_explained
 from elrcli.engine.observer import Observer
-from elrcli.errors import OutOfMemory, RunError
+from elrcli.errors import ConfigError, OutOfMemory, RunError
 from elrcli.models import Preprocessing, check_classes, create_network, load_weights
 from elrcli.run import RunFolder
 
@@ -136,6 +136,9 @@ class Predictor:
     def _loader(
         self, manifest: Manifest, rows: np.ndarray, batch_size: int, workers: int | None
     ) -> RowLoader:
+        for option, value, least in (("--batch-size", batch_size, 1), ("--workers", workers, 0)):
+            if value is not None and value < least:
+                raise ConfigError(f"{option} {value}: must be at least {least}.")
         group = current_group()
         return RowLoader(
             manifest,

@@ -33,6 +33,12 @@ def test_fp16_on_the_cpu_is_refused():
         choose_runtime("cpu", "fp16")
 
 
+def test_an_unknown_precision_is_refused():
+    message = r"^--precision fp7: choose one of auto, fp32, bf16, fp16\.$"
+    with pytest.raises(ModelError, match=message):
+        choose_runtime("cpu", "fp7")
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cuda:-1", "cuda:99999999999999999999"])
 def test_an_unknown_device_is_named(name):
     with pytest.raises(ModelError, match=f"--device {name}: "):

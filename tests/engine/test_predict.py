@@ -15,7 +15,7 @@ from elrcli.data.images import read_image
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor, predict_images, stored_preprocessing
-from elrcli.errors import ModelError, OutOfMemory, RunError
+from elrcli.errors import ConfigError, ModelError, OutOfMemory, RunError
 from elrcli.models import create_network
 from elrcli.run import RunFolder, json_text, write_text
 from tests.memory import memory_for
@@ -118,6 +118,12 @@ def test_nothing_readable_and_nothing_at_all(shared_run, tmp_path):
     (prediction,) = predict_images(shared_run.path, [tmp_path / "none.png"], device="cpu")
     assert prediction.error
     assert list(predict_images(shared_run.path, [], device="cpu")) == []
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(0, 0), (-3, 0), (4, -1)])
+def test_sizes_that_cannot_be_are_refused(shared_run, files, batch_size, workers):
+    with pytest.raises(ConfigError, match=r"^--(batch-size|workers) -?\d: must be at least \d\.$"):
+        list(predict_images(shared_run.path, files, batch_size=batch_size, workers=workers))
 
 
 def test_progress_is_told(shared_run, files):
