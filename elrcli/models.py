@@ -24,6 +24,7 @@ import timm
 import timm.data
 import torch
 from huggingface_hub.errors import CacheNotFound
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm, create_conv2d
@@ -486,11 +487,11 @@ def _download(backbone: str, options: dict[str, Any]) -> nn.Module:
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its retries would fill the screen
     try:
-        with _offline_when_unreachable() as is_offline:
+        with _offline_when_unreachable():
             return timm.create_model(backbone, pretrained=True, **options)
     except Exception as error:  # hub, network and timm raise many unrelated kinds here
         reason = _first_line(error)
-        if is_offline:
+        if isinstance(error, LocalEntryNotFoundError):
             reason = "they are not in the cache, and the hub cannot be reached"
         raise ModelError(
             f"{backbone}: no pretrained weights ({reason}). Give a local file with --weights FILE,"
@@ -501,11 +502,8 @@ def _download(backbone: str, options: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _offline_when_unreachable() -> Iterator[bool]:
-    """Use only cached weights where the hub has no address: its client retries for a minute.
-
-    Tells whether it is so, or was told to be.
-    """
+def _offline_when_unreachable() -> Iterator[None]:
+    """Use only cached weights where the hub has no address: its client retries for a minute."""
     constants: Any = huggingface_hub.constants
     host = urllib.parse.urlparse(constants.ENDPOINT).hostname
     was_offline = constants.HF_HUB_OFFLINE
@@ -515,7 +513,7 @@ def _offline_when_unreachable() -> Iterator[bool]:
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
-        yield constants.HF_HUB_OFFLINE
+        yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
 

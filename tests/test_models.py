@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from torch.nn import functional
 
@@ -263,6 +264,17 @@ def test_unreachable_weights_name_both_ways_out(monkeypatch):
         "test_resnet: no pretrained weights (We couldn't connect to the hub.). "
         "Give a local file with --weights FILE, or start from scratch with --no-pretrained."
     )
+
+
+def test_weights_that_are_not_in_the_cache_of_an_offline_machine(monkeypatch):
+    def refuse(*arguments: object, **options: object) -> nn.Module:
+        raise LocalEntryNotFoundError(
+            "An error happened while trying to locate the file on the Hub"
+        )
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ModelError, match=r"\(they are not in the cache, and the hub cannot be rea"):
+        create_network(TINY, 2, pretrained=True)
 
 
 @pytest.mark.parametrize(("has_address", "offline"), [(True, False), (False, True)])

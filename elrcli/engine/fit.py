@@ -129,9 +129,6 @@ def resume(
 def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) -> RunFolder:
     if group.is_first:
         run.remove_leftovers()
-    if group.from_first(lambda: run.is_finished(for_audit=for_audit)):
-        observer.note(f"{run.path}: finished before, nothing left to train")
-        return run
     config = run.train_config()
     if open_settings(config):
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
@@ -165,6 +162,10 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
         ) from None
     if group.is_first:
         training.save_tables()  # a kill may have come between the checkpoint and these
+    is_there = group.from_first(lambda: run.is_finished(for_audit=for_audit))
+    if is_there and training.epoch == config.epochs:
+        observer.note(f"{run.path}: finished before, nothing left to train")
+        return run
     return training.run_to_end(observer, for_audit=for_audit)
 
 

@@ -508,6 +508,7 @@ def test_resuming_a_finished_run_trains_nothing(run_copy, shared_run):
     heard = Recorder()
     resume(run_copy.path, observer=heard)
     assert heard.rows == heard.stages == []
+    assert heard.notes == [f"{run_copy.path}: finished before, nothing left to train"]
     assert_same(run_copy, shared_run)
 
 

@@ -61,6 +61,7 @@ def test_the_choice_is_said_and_kept(train, monkeypatch, tmp_path):
         " as fp32 0.00 GB; 0.00 GB are free"
     ]
     monkeypatch.undo()
+    run.model_file.unlink()  # something is left to do
     observer = Notes()
     resume(run.path, observer=observer)
     assert any("kept as fp16 on cpu" in note for note in observer.notes)
