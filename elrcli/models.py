@@ -23,8 +23,7 @@ import safetensors.torch
 import timm
 import timm.data
 import torch
-from huggingface_hub.errors import CacheNotFound
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import CacheNotFound, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm, create_conv2d
