@@ -34,7 +34,7 @@ from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
 from elrcli.audit.ranking import rank_labels
 from elrcli.audit.scores import ranking_figures
 from elrcli.data.manifest import load_data
-from elrcli.engine import fit
+from elrcli.engine import learner
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.features import Features
 from elrcli.methods.record import SampleRecord
@@ -273,7 +273,7 @@ def calibration_error(probability: np.ndarray, happened: np.ndarray) -> float:
 
 def run_cells(args: argparse.Namespace) -> None:
     """Train what is missing while the time lasts, then measure all that is there."""
-    fit.SampleRecord = PeerRecord  # type: ignore[misc]
+    learner.SampleRecord = PeerRecord  # type: ignore[misc]
     deadline = time.monotonic() + 60 * args.budget_minutes
     kinds = args.kinds.split(",") if args.kinds else [*SETTINGS, *(f"fold{k}" for k in range(5))]
     for seed in args.seeds:
