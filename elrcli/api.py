@@ -81,6 +81,18 @@ def train_as(
     )
 
 
+def _check_there(data: AnyPath, run: AnyPath | None = None) -> None:
+    """Say what is missing before torch is loaded; several processes find out together."""
+    if launch().processes > 1:
+        return
+    from elrcli.data.manifest import check_exists
+    from elrcli.run import RunFolder
+
+    if run is not None:
+        RunFolder.open(Path(run))
+    check_exists(Path(data))
+
+
 def resume(run: AnyPath, *, for_audit: bool = True, observer: Observer | None = None) -> RunFolder:
     """Continue an interrupted run from its last checkpoint; `for_audit` as for `train`."""
     from elrcli.engine.fit import resume
@@ -112,6 +124,7 @@ def tune(
         if values is not None and len(values) == 0:
             raise ConfigError("tune(): an empty list leaves nothing to try.")
     config = TrainConfig.from_dict({"data": Path(data), **settings}, "tune()")
+    _check_there(data)
     from elrcli.engine.tune import tune
 
     return tune(
@@ -440,6 +453,7 @@ def evaluate(
     observer: Observer | None = None,
 ) -> Evaluation:
     """Compare the predictions of a run with the labels of a folder or a CSV file."""
+    _check_there(data, run)
     from elrcli.engine.evaluate import evaluate_run
 
     return evaluate_run(

@@ -16,6 +16,8 @@ from elrcli.presets import PRESETS, with_preset
 if TYPE_CHECKING:
     from elrcli.run import RunFolder
 
+SETTINGS = "Settings"  # where they come from; each has a panel of its own
+
 
 def _presets(incomplete: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(incomplete)]
@@ -39,12 +41,12 @@ def train(
             metavar="NAME",
             autocompletion=_presets,
             help=f"Settings of the paper: {', '.join(PRESETS)}. --config and options win.",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=SETTINGS,
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Settings as TOML; options win.", rich_help_panel=OUTPUT),
+        typer.Option("--config", help="Settings as TOML; options win.", rich_help_panel=SETTINGS),
     ] = None,
     out: Annotated[
         Path | None,
@@ -72,7 +74,7 @@ def train(
     show_config: Annotated[
         bool,
         typer.Option(
-            "--show-config", help="Print the settings as JSON and stop.", rich_help_panel=OUTPUT
+            "--show-config", help="Print the settings as JSON and stop.", rich_help_panel=SETTINGS
         ),
     ] = False,
     quiet: Quiet = False,

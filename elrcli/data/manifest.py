@@ -97,6 +97,12 @@ class Manifest:
         return self.root / self.paths[row]
 
 
+def check_exists(data: Path) -> None:
+    """Raise DataError where there is nothing at `data`."""
+    if not data.exists():
+        raise DataError(f"{data}: no such file or folder. Check the path.")
+
+
 def load_data(
     data: Path,
     *,
@@ -116,8 +122,7 @@ def load_data(
     `check_files`.
     """
     data = Path(data)
-    if not data.exists():
-        raise DataError(f"{data}: no such file or folder. Check the path.")
+    check_exists(data)
     if is_image_name(data.name) and not data.is_dir():
         raise DataError(
             f"{data}: an image. Name the folder that holds the class folders, or a CSV file."

@@ -67,7 +67,8 @@ def test_help_is_whole_on_a_narrow_terminal(elr, monkeypatch):
     assert "  --checkpoint-minutes <float>\n      " in page
     assert "  --beta <float>              Momentum of the targets.  [default: 0.7;\n" in page
     titles = [line for line in page.splitlines() if line.endswith(":") and line[0] != " "]
-    panels = ["Output:", "Data:", "Model:", "Method:", "Optimisation:", "Images:", "Machine:"]
+    panels = ["Settings:", "Output:", "Data:", "Model:", "Method:"]
+    panels += ["Optimisation:", "Images:", "Machine:"]
     assert titles == ["Arguments:", *panels, "Options:"]
 
 

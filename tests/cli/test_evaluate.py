@@ -11,6 +11,11 @@ from elrcli.engine.evaluate import evaluation_of
 CALLS: list[dict[str, object]] = []  # what the engine was called with
 
 
+@pytest.fixture(autouse=True)
+def _run_and_data_are_there(monkeypatch) -> None:
+    monkeypatch.setattr("elrcli.api._check_there", lambda *_: None)
+
+
 @pytest.fixture
 def evaluated(monkeypatch):
     """Let the engine find 3 cats, one of them taken for a dog, and 1 dog."""

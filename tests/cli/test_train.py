@@ -159,6 +159,20 @@ def test_a_value_out_of_range_is_a_usage_error(elr, option, value):
     assert f"Invalid value for '{option}'" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--epochs", "0", "0: must be at least 1."),
+        ("--epochs", "1.5", "1.5: expected a whole number."),
+        ("--val-fraction", "1", "1: must be at most 0.9."),
+        ("--lr", "fast", "fast: expected a number."),
+        ("--method", "mse", "'mse' is not one of 'elr', "),
+    ],
+)
+def test_a_refused_value_is_explained_in_plain_words(elr, option, value, said):
+    assert f": {said}" in elr("train", "data", option, value).err
+
+
 def test_options_win_over_the_file(elr, tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('data = "pics"\nepochs = 3\nlambda = 1\nsmall-input = true\n')
@@ -239,9 +253,11 @@ def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["no"], "error: no: no such file or folder. Check the path.\n"),
-        (["labels.csv", "--label-column", "kind"], "no column 'kind'"),
-        (["labels.csv", "--out", "taken"], "error: taken: is a file. Choose another --out.\n"),
+        ("train no", "error: no: no such file or folder. Check the path.\n"),
+        ("tune no", "error: no: no such file or folder. Check the path.\n"),
+        ("evaluate no no", "error: no: no such folder."),
+        ("train labels.csv --label-column kind", "no column 'kind'"),
+        ("train labels.csv --out taken", "error: taken: is a file. Choose another --out.\n"),
     ],
 )
 def test_what_is_wrong_with_the_data_is_said_before_torch_is_loaded(tmp_path, typed, message):
@@ -252,7 +268,7 @@ def test_what_is_wrong_with_the_data_is_said_before_torch_is_loaded(tmp_path, ty
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
     outcome = subprocess.run(
-        [sys.executable, "-c", program, "train", *typed],
+        [sys.executable, "-c", program, *typed.split()],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -36,6 +36,7 @@ def _found(tmp_path, monkeypatch) -> None:
         )
 
     monkeypatch.setattr("elrcli.engine.tune.tune", tune)
+    monkeypatch.setattr("elrcli.api._check_there", lambda *_: None)
 
 
 def test_table_pick_and_command_on_stdout(elr):
