@@ -67,7 +67,8 @@ def command_lines() -> list[Any]:
     found = []
     for page in PAGES:
         for start, text in blocks(page, "console", "bash", "sh"):
-            for number, line in enumerate(text.splitlines(), start):
+            lines = text.replace("\\\n", " ").splitlines()  # continued ones are one
+            for number, line in enumerate(lines, start):
                 line = line.removeprefix("$ ").replace("$(", ";(")
                 if not re.search(r"\belr(cli)?\b", line):
                     continue
@@ -156,6 +157,17 @@ def test_every_setting_is_described():
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
     options = [option_name(spec.name) for spec in dataclasses.fields(TrainConfig)]
     assert [name for name in options if name not in text and name != "--data"] == []
+
+
+def test_every_option_has_a_place_on_the_page_of_commands():
+    page = prose(ROOT / "docs/cli.md")
+    missing = []
+    for name, command in ELR.commands.items():
+        for option in command.params:
+            flag = max(option.opts, key=len)
+            if flag.startswith("--") and not re.search(rf"`{flag}[` ]", page):
+                missing.append(f"{name} {flag}")
+    assert missing == []
 
 
 def test_defaults_are_as_described():
