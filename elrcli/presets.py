@@ -105,8 +105,8 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     """Return the preset of that name with `settings` on top.
 
     What nothing uses then is left out: where training starts with weights that are given, values
-    of averages, mixup or the ELR term without that part, those of another schedule. Raises
-    ConfigError for an unknown name.
+    of averages, mixup or the ELR term without that part, what a method has no place for, and those
+    of another schedule. Raises ConfigError for an unknown name.
     """
     if name not in PRESETS:
         begun = [preset for preset in PRESETS if preset.startswith(name)]
@@ -116,12 +116,16 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"--preset {name}: no such preset. {hint}")
     preset = PRESETS[name]
     both = {**preset, **settings}
+    method = both["method"]
+    averages, mixing = ("ema_decay", "ema_ramp"), ("mixup_alpha", "weigh_labels")
     unused: set[str] = set()
     for without, values in (
         (both.get("weights") is not None, ("pretrained",)),
-        (both.get("ema") is False, ("ema_decay", "ema_ramp")),
-        (both.get("mixup") is False, ("mixup_alpha", "weigh_labels")),
-        (not both["method"].startswith("elr"), ("lam", "lam_ramp")),
+        (both.get("ema") is False, averages),
+        (method == "elr-halves", ("ema", *averages)),
+        (both.get("mixup") is False, mixing),
+        (method in ("elr-halves", "sop"), ("mixup", *mixing)),
+        (not method.startswith("elr"), ("lam", "lam_ramp")),
         (both["schedule"] != preset["schedule"], ("milestones", "step_factor", "restart_epochs")),
     ):
         if without:

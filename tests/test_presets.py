@@ -159,6 +159,13 @@ def test_what_nothing_uses_without_its_part_is_left_out(name):
     assert (config.epochs, config.beta) == (PRESETS[name]["epochs"], PRESETS[name]["beta"])
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", ["elr", "elr-plus", "elr-halves", "ce", "gce", "sl", "sop"])
+def test_every_method_can_be_had_with_every_preset(name, method):
+    config = TrainConfig(data=Path("d"), **with_preset(name, {"method": method}))
+    assert (config.method, config.lr) == (method, PRESETS[name]["lr"])
+
+
 @pytest.mark.parametrize(
     ("value", "option"),
     [("ema_decay", "--ema-decay"), ("mixup_alpha", "--mixup-alpha"), ("lam", "--lambda")],

@@ -33,7 +33,7 @@ def export(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace an earlier export.", rich_help_panel=OUTPUT),
+        typer.Option("--overwrite", help="Replace a file of that name.", rich_help_panel=OUTPUT),
     ] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -113,7 +113,7 @@ def predict(
     if unreadable:
         if console.speaks():
             console.error(
-                f"{unreadable} of {done} images could not be read. The column 'error' says why."
+                f"{unreadable} of {done} images could not be classified. The column 'error' says why."
             )
         raise typer.Exit(1)
 

@@ -342,7 +342,7 @@ class Training:
         compute_again(self.learner.method.modules())  # what is captured holds memory as well
         self.learner.free()
         release_memory(self.runtime.device)
-        return BatchTrial(
+        remedy = BatchTrial(
             self.config,
             self.manifest,
             self.samples,
@@ -351,6 +351,7 @@ class Training:
             self.group.processes,
             self.tables,
         ).after_failure()
+        return f"{remedy} With the same --out, add --overwrite."
 
     def _train_epoch(self, loader: RowLoader, observer: Observer, stop: StopSignals) -> EpochTotals:
         """Learn from what is left of the epoch's batches; return sums over all processes."""

@@ -62,7 +62,10 @@ def test_an_unreadable_image_has_a_row_and_the_code_is_1(elr, run):
         ["bad.png", "", "", "not an image"],
         ["a.png", "dog", "0.7", ""],
     ]
-    assert outcome.err == "error: 1 of 2 images could not be read. The column 'error' says why.\n"
+    assert (
+        outcome.err
+        == "error: 1 of 2 images could not be classified. The column 'error' says why.\n"
+    )
 
 
 def test_top_k_pairs(elr, run):
@@ -115,7 +118,7 @@ def test_unreadable_images_are_counted_apart(elr, run):
     assert outcome.code == 1
     assert outcome.err.splitlines() == [
         "2 predictions and 1 unreadable image in t.csv",
-        "error: 1 of 3 images could not be read. The column 'error' says why.",
+        "error: 1 of 3 images could not be classified. The column 'error' says why.",
     ]
 
 

@@ -223,7 +223,9 @@ def test_out_of_memory_names_the_batch_that_fits(train, monkeypatch, settings, r
     memory_for(monkeypatch, room)
     with pytest.raises(OutOfMemory) as caught:
         train(**settings)
-    assert str(caught.value) == f"cpu: out of memory {message}"
+    assert str(caught.value) == (
+        f"cpu: out of memory {message} With the same --out, add --overwrite."
+    )
     assert caught.value.exit_code == 1
 
 

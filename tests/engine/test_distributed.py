@@ -513,7 +513,7 @@ def test_a_process_that_fails_ends_all(photos, tmp_path, failing):
     results = together(work)
     message = (
         "cpu: out of memory with 4 images per step. 2 fit: add --batch-size 2 --accumulate 2,"
-        " or --batch-size auto."
+        " or --batch-size auto. With the same --out, add --overwrite."
     )
     assert results[failing] == Failure("OutOfMemory", message, 1)
     assert results[1 - failing].kind == "EndedByAnother"
