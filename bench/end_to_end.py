@@ -1,12 +1,15 @@
-"""`elr train` beside timm's way of training: the whole process, from the command to its end.
+"""`elr train` beside other ways of training: the whole process, from the command to its end.
 
-python bench/end_to_end.py --out bench/results/end_to_end
+    python bench/end_to_end.py --out bench/results/end_to_end
+    python bench/end_to_end.py --peer ultralytics --out bench/results/end_to_end
 
 Both train the same network on the same photo-like JPEGs with the same crops, batch size, epochs,
 optimiser, precision and workers, validate after every epoch and save the state. timm's side is
 its own parts in the order of its training script: dataset, loader with prefetcher, network,
-optimiser, scheduler, saver. Processes take turns; what is printed are ratios of paired rounds.
-The first step is told by the time when the first batch of training is through.
+optimiser, scheduler, saver. Ultralytics has a trainer of its own for `classify train`, and a head
+of its own on torchvision's ResNet-18, with 6% more parameters. Processes take turns; what is
+printed are ratios of paired rounds. The first step is told by the time when the first batch of
+training is through.
 """
 
 from __future__ import annotations
@@ -124,11 +127,55 @@ def train_timm(folder: Path, out: Path, backbone: str, args: argparse.Namespace)
         saver.save_checkpoint(epoch, metric=right.avg)
 
 
+def train_ultralytics(folder: Path, out: Path, backbone: str, args: argparse.Namespace) -> None:
+    """Train with the trainer of `yolo classify train`, without its random colours and erasing."""
+    from ultralytics.models.yolo.classify import ClassificationTrainer
+
+    from elrcli.data.transforms import AREAS
+
+    out.mkdir(parents=True)
+    network = out / "network.yaml"  # torchvision's network without its last two layers, a new head
+    network.write_text(
+        f"nc: 2\nbackbone:\n  - [-1, 1, TorchVision, [512, {backbone}, null, true, 2]]\n"
+        "head:\n  - [-1, 1, Classify, [nc]]\n"
+    )
+    settings = {
+        "model": str(network),
+        "data": str(folder),
+        "project": str(out),
+        "pretrained": False,
+        "imgsz": BACKBONES[backbone],
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "optimizer": "AdamW",
+        "lr0": RATE,
+        "weight_decay": DECAY,
+        "cos_lr": True,
+        "warmup_epochs": 0,
+        "scale": 1 - AREAS[0],
+        "auto_augment": None,
+        "erasing": 0.0,
+        **dict.fromkeys(("hsv_h", "hsv_s", "hsv_v"), 0.0),
+        "workers": args.workers,
+        "device": args.device,
+        "amp": args.precision != "fp32",
+        "plots": False,
+        "verbose": False,
+    }
+    trainer = ClassificationTrainer(overrides=settings)
+    trainer.add_callback("on_train_batch_end", lambda trainer: tell_first_step())
+    trainer.train()
+
+
+TRAIN = {"elr": train_elr, "timm": train_timm, "ultralytics": train_ultralytics}
+STARTED = "seconds to the first step:"
+
+
 def tell_first_step() -> None:
     """Print once how many seconds after the start of this process a step was through."""
     started = os.environ.pop("ELR_BENCH_STARTED", None)
     if started is not None:
-        print(time.time() - float(started), flush=True)
+        print(STARTED, time.time() - float(started), flush=True)
 
 
 def run(side: str, folder: Path, out: Path, backbone: str, args: argparse.Namespace) -> list[float]:
@@ -138,16 +185,18 @@ def run(side: str, folder: Path, out: Path, backbone: str, args: argparse.Namesp
     started = time.time()
     done = subprocess.run(
         [sys.executable, __file__, "--side", *map(str, words)],
-        env={**os.environ, "ELR_BENCH_STARTED": str(started), "OMP_WAIT_POLICY": "PASSIVE"},
+        env=os.environ
+        | {"ELR_BENCH_STARTED": str(started), "OMP_WAIT_POLICY": "PASSIVE", "YOLO_OFFLINE": "true"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return [time.time() - started, float(done.stdout.split()[0])]
+    ended = time.time()
+    return [ended - started, float(done.stdout.partition(STARTED)[2].split()[0])]
 
 
 def measure(files: str, backbone: str, args: argparse.Namespace) -> dict[str, object]:
-    """Return ratios of whole times, starts, and of the time between, elr over timm."""
+    """Return ratios of whole times, starts, and of the time between, elr over its peer."""
     from loader import write_photos
 
     width, height, quality, count = FILES[files]
@@ -158,7 +207,7 @@ def measure(files: str, backbone: str, args: argparse.Namespace) -> dict[str, ob
             write_photos(folder / split, width, height, quality, round(share * count))
         rounds = []
         for number in range(args.rounds + 1):
-            sides = ["elr", "timm"] if number % 2 else ["timm", "elr"]
+            sides = ["elr", args.peer] if number % 2 else [args.peer, "elr"]
             times = {s: run(s, folder, Path(made) / s, backbone, args) for s in sides}
             if number > 0:  # the first one warms the disk cache
                 rounds.append(times)
@@ -166,7 +215,7 @@ def measure(files: str, backbone: str, args: argparse.Namespace) -> dict[str, ob
     def ratio(part: int | None) -> list[float]:
         seconds = [
             [times[s][part] if part is not None else times[s][0] - times[s][1] for s in times]
-            for times in ({"elr": r["elr"], "timm": r["timm"]} for r in rounds)
+            for times in ({s: r[s] for s in ("elr", args.peer)} for r in rounds)
         ]
         return [round(ours / theirs, 3) for ours, theirs in seconds]
 
@@ -174,13 +223,14 @@ def measure(files: str, backbone: str, args: argparse.Namespace) -> dict[str, ob
     return {
         "files": files,
         "backbone": backbone,
+        "peer": args.peer,
         "images": count,
         "epochs": EPOCHS,
         "ratios": {name: statistics.median(values) for name, values in found.items()},
         "rounds": found,
         "device": args.device,
         "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "timm", "pillow")},
+        "versions": {name: version(name) for name in ("torch", args.peer, "pillow")},
     }
 
 
@@ -189,12 +239,12 @@ def main() -> None:
     if sys.argv[1:2] == ["--side"]:
         side, folder, out, backbone, workers, device, precision = sys.argv[2:]
         args = argparse.Namespace(workers=int(workers), device=device, precision=precision)
-        train = train_elr if side == "elr" else train_timm
-        train(Path(folder), Path(out), backbone, args)
+        TRAIN[side](Path(folder), Path(out), backbone, args)
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", default=",".join(FILES))
     parser.add_argument("--backbones", default="resnet18")
+    parser.add_argument("--peer", default="timm", choices=("timm", "ultralytics"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -207,7 +257,8 @@ def main() -> None:
             print(json.dumps(figures, indent=1), flush=True)
             if args.out is not None:
                 args.out.mkdir(parents=True, exist_ok=True)
-                path = args.out / f"{backbone}-{files}.json"
+                peer = "" if args.peer == "timm" else f"-{args.peer}"
+                path = args.out / f"{backbone}-{files}{peer}.json"
                 path.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -112,9 +112,8 @@ def predict(
         console.say(f"{found}{left_out} in {out}")
     if unreadable:
         if console.speaks():
-            console.error(
-                f"{unreadable} of {done} images could not be classified. The column 'error' says why."
-            )
+            failed = f"{unreadable} of {done} images could not be classified."
+            console.error(f"{failed} The column 'error' says why.")
         raise typer.Exit(1)
 
 
