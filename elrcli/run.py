@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from elrcli.config import TrainConfig, read_json_object
-from elrcli.data.manifest import Manifest, read_manifest
+from elrcli.data.manifest import Manifest, read_manifest, write_csv_rows
 from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")
@@ -318,10 +318,8 @@ def newest_run(runs: Path = RUNS) -> Path:
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Return rows as CSV; None becomes an empty cell, floats keep 6 significant digits."""
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in columns])
+    lines = ([_cell(row.get(name)) for name in columns] for row in rows)
+    write_csv_rows(buffer, [columns, *lines])
     return buffer.getvalue()
 
 

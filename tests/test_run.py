@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import stat
@@ -223,6 +225,12 @@ def test_metrics_round_trip(run):
 
 def test_csv_floats_keep_six_digits():
     assert csv_text([{"x": 1 / 3, "y": 123456789}], ("x", "y")) == "x,y\n0.333333,123456789\n"
+
+
+def test_a_carriage_return_does_not_split_a_row():
+    text = csv_text([{"path": "a\rb.png", "reason": "empty"}], ("path", "reason"))
+    read = csv.reader(io.StringIO(text, newline=""))
+    assert list(read) == [["path", "reason"], ["a\rb.png", "empty"]]
 
 
 def test_names_that_are_not_utf8_survive(tmp_path):

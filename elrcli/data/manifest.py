@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
+from typing import TextIO, overload
 
 import numpy as np
 
@@ -195,18 +195,27 @@ def _apportion(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 def manifest_text(manifest: Manifest) -> str:
     """Return `manifest.csv` as text; write it as UTF-8 with errors="surrogateescape"."""
+
+    def rows() -> Iterator[list[str]]:
+        yield ["path", "label", "split", *([] if manifest.truth is None else ["true_label"])]
+        for row, path in enumerate(manifest.paths):
+            cells = [path, manifest.classes[manifest.labels[row]], SPLITS[manifest.splits[row]]]
+            if manifest.truth is not None:
+                cells.append(manifest.classes[manifest.truth[row]])
+            yield cells
+
     buffer = io.StringIO(newline="")
-    plain = csv.writer(buffer, lineterminator="\n")
-    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    header = ["path", "label", "split"]
-    plain.writerow(header if manifest.truth is None else [*header, "true_label"])
-    for row, path in enumerate(manifest.paths):
-        cells = [path, manifest.classes[manifest.labels[row]], SPLITS[manifest.splits[row]]]
-        if manifest.truth is not None:
-            cells.append(manifest.classes[manifest.truth[row]])
-        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
-        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    write_csv_rows(buffer, rows())
     return buffer.getvalue()
+
+
+def write_csv_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as lines of CSV; None becomes an empty cell."""
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for cells in rows:
+        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
+        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
 
 
 def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifest:
