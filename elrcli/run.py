@@ -309,7 +309,7 @@ def new_path(data: Path, kind: str) -> Path:
 
 def newest_run(runs: Path = RUNS) -> Path:
     """Return the run under `runs` that was changed last."""
-    found = [path.parent for path in runs.glob("*/config.json")]
+    found = [path.parent for path in runs.glob("*/config.json") if RunFolder(path.parent).is_run()]
     if not found:
         raise RunError(f"{runs}: holds no run. Name one, or train one with `elr train DATA`.")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime_ns)

@@ -130,9 +130,13 @@ def test_newest_run(tmp_path):
         newest_run(tmp_path)
     for name, time in (("a", 3000), ("b", 1000)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").touch()
+        (tmp_path / name / "config.json").write_text('{"elr": "0"}')
         os.utime(tmp_path / name / "config.json", (time, time))
     (tmp_path / "c").mkdir()  # no run
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "config.json").write_text("{}")  # of another program, and newer
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").symlink_to(tmp_path / "gone")
     assert newest_run(tmp_path) == tmp_path / "a"
 
 
