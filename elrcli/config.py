@@ -394,10 +394,8 @@ AUDIT_SETTINGS: Mapping[str, Any] = {"epochs": 8, "image_size": 96, "cache": "ra
 
 def option_name(name: str) -> str:
     """Return the command-line spelling of a setting, `--head-lr-scale` for `head_lr_scale`."""
-    for spec in dataclasses.fields(TrainConfig):
-        if spec.name == name:
-            return spec.metadata.get("flag") or "--" + name.replace("_", "-")
-    raise KeyError(name)
+    flag = TrainConfig.__dataclass_fields__[name].metadata.get("flag")
+    return flag or "--" + name.replace("_", "-")
 
 
 def check_names(values: Mapping[str, Any], source: str) -> None:
@@ -418,9 +416,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
-    given = {name.replace("-", "_"): value for name, value in raw.items()}
-    flags = {spec.metadata.get("flag"): spec.name for spec in dataclasses.fields(TrainConfig)}
-    values = {flags.get("--" + name.replace("_", "-"), name): given[name] for name in given}
+    names = {option_name(spec.name): spec.name for spec in dataclasses.fields(TrainConfig)}
+    values: dict[str, Any] = {}
+    for given, value in raw.items():
+        name = names.get("--" + given.replace("_", "-"), given.replace("-", "_"))
+        if name in values:
+            raise ConfigError(f"{path}: {given!r} is there in another spelling too. Keep one.")
+        values[name] = value
     check_names(values, str(path))
     return values
 
@@ -470,8 +472,7 @@ def _plain(value: Any) -> Any:
 
 def _checked(spec: dataclasses.Field[Any], value: Any) -> Any:
     """Return the value in the setting's own type, or raise ConfigError."""
-    kind = setting_types()[spec.name]
-    option = spec.metadata.get("flag") or "--" + spec.name.replace("_", "-")
+    kind, option = setting_types()[spec.name], option_name(spec.name)
     if value is None:
         if spec.default is None:
             return None

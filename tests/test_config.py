@@ -275,6 +275,9 @@ def test_toml(tmp_path):
         (b"\xff = 1", "not valid TOML"),
         pytest.param(b"x = " + b"[" * 5000, "not valid TOML", id="deep"),
         (b"epoch = 3", "unknown setting 'epoch'. Did you mean 'epochs'?"),
+        (b"batch-size = 8\nbatch_size = 9", "'batch_size' is there in another spelling too."),
+        (b"lambda = 1\nlam = 2", "'lam' is there in another spelling too."),
+        (b"a-b = 1\na_b = 2", "'a_b' is there in another spelling too."),
     ],
 )
 def test_bad_toml_is_named(tmp_path, content, message):
