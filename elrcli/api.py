@@ -637,7 +637,7 @@ def _read_matrix(path: Path, classes: Sequence[str]) -> np.ndarray:
     import numpy as np
 
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None
