@@ -219,10 +219,13 @@ def test_changed_data_are_noticed(config, tmp_path, trained, monkeypatch):
 
 
 def test_a_folder_with_other_things_is_left_alone(config, tmp_path, trained):
-    (tmp_path / "notes.txt").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(RunError, match="not empty and not a search"):
-            tune(config, tmp_path, **GRID, overwrite=overwrite)
+    (tmp_path / "trials").mkdir()
+    for name in ("notes.txt", "trials/notes.txt", "tune.json"):
+        (tmp_path / name).write_text("{}")
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match="not empty and not a search"):
+                tune(config, tmp_path, **GRID, overwrite=overwrite)
+    assert (tmp_path / "trials/notes.txt").is_file()
     with pytest.raises(RunError, match="is a file"):
         tune(config, tmp_path / "notes.txt", **GRID)
 
