@@ -271,6 +271,7 @@ def _true_labels(
         root=manifest.root,
         path_column=path_column,
         label_column=column,
+        split_column=None,
         classes=manifest.classes,
         follow_links=True,  # no image is opened for it
         check_files=False,

@@ -109,7 +109,7 @@ def load_data(
     root: Path | None = None,
     path_column: str = "path",
     label_column: str = "label",
-    split_column: str = "split",
+    split_column: str | None = "split",
     truth_column: str | None = None,
     classes: Sequence[str] | None = None,
     follow_links: bool = False,
@@ -119,7 +119,7 @@ def load_data(
 
     `classes` fixes the class list and its order; a label outside it is an error. So is a link that
     leads out of the data root, unless `follow_links`, and a file in a CSV that does not exist, if
-    `check_files`.
+    `check_files`. Without `split_column` no splits are read from a CSV.
     """
     data = Path(data)
     check_exists(data)
@@ -223,10 +223,10 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
     class_ids = {name: i for i, name in enumerate(classes)}
     labels, splits, truth = array("i"), array("b"), array("i")
 
-    def paths(rows: Iterator[list[str]]) -> Iterator[str]:
+    def paths(rows: Iterator[list[str]], has_truth: bool) -> Iterator[str]:
         last = ""
         for path, label, split, *true_label in rows:
-            if not is_inside(path) or path <= last:
+            if not is_inside(path) or path <= last or len(true_label) != has_truth:
                 raise ValueError(f"path {path!r}")
             last = path
             labels.append(class_ids[label])
@@ -242,9 +242,7 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
             header = next(reader)
             if header not in (["path", "label", "split"], ["path", "label", "split", "true_label"]):
                 raise ValueError(f"columns {header}")
-            table = StringTable(paths(reader))
-            if len(truth) != (len(table) if len(header) == 4 else 0):
-                raise ValueError("ragged rows")
+            table = StringTable(paths(reader, len(header) == 4))
     except FileNotFoundError as error:
         raise DataError(f"{csv_path}: no such file. The run folder is incomplete.") from error
     except (ValueError, KeyError, StopIteration, csv.Error) as error:
@@ -295,6 +293,10 @@ def _scan_folder(folder: Path, classes: Sequence[str] | None, follow_links: bool
             start = f"{prefix}/{class_folder}/" if prefix else f"{class_folder}/"
             place = os.path.join(top, class_folder)
             found = list(image_paths(place, start, outside=top, within=within))
+            if found and not class_folder.strip():
+                raise DataError(
+                    f"{top}: a class folder without a name, '{class_folder}'. Rename it."
+                )
             paths += found
             names += [class_folder.strip()] * len(found)
         if len(paths) == before:
@@ -389,9 +391,10 @@ def image_paths(
 
 def leads_out(path: str, folder: str) -> bool:
     """Tell whether a path leads, through links, to something that is not below `folder`."""
+    if not os.path.exists(path):
+        return False
     real, top = os.path.realpath(path), os.path.realpath(folder)
-    is_below = real == top or real.startswith(os.path.join(top, ""))
-    return not is_below and os.path.exists(real)
+    return real != top and not real.startswith(os.path.join(top, ""))
 
 
 def _links_refused(links: Sequence[str], root: str) -> str:
@@ -502,7 +505,7 @@ def _read_csv(
     root: Path | None,
     path_column: str,
     label_column: str,
-    split_column: str,
+    split_column: str | None,
     truth_column: str | None,
     classes: Sequence[str] | None,
     follow_links: bool,
@@ -520,8 +523,9 @@ def _read_csv(
     header = [name.strip() for name in next(lines)[1]]
     path_at = csv_column(csv_path, header, path_column, "--path-column")
     label_at = csv_column(csv_path, header, label_column, "--label-column")
-    has_split = split_column in header or split_column != "split"
-    split_at = csv_column(csv_path, header, split_column, "--split-column") if has_split else None
+    split_at = None
+    if split_column is not None and (split_column in header or split_column != "split"):
+        split_at = csv_column(csv_path, header, split_column, "--split-column")
     truth_at = None
     if truth_column is not None:
         truth_at = csv_column(csv_path, header, truth_column, "--truth-column")

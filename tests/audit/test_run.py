@@ -153,6 +153,15 @@ def test_paths_of_the_truth_are_named_as_those_of_the_data(trained, tmp_path, na
     assert audit_run(run.path, tmp_path / "out", **options).summary["truth"]["errors"] > 0
 
 
+def test_splits_in_the_truth_do_not_matter(trained, tmp_path):
+    run, truth = trained
+    path = tmp_path / "truth.csv"
+    rows = "".join(f"{name},{label},fold 7\n" for name, label in truth.items())
+    path.write_text(f"path,true_label,split\n{rows}")
+    result = audit_run(run.path, tmp_path / "out", report=False, truth=path)
+    assert result.summary["truth"]["errors"] > 0
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [

@@ -324,6 +324,11 @@ def test_class_names_that_are_not_utf8_are_refused(tmp_path):
     assert "class 'caf\\udce9' is not UTF-8 text" in error_of(tmp_path)
 
 
+def test_a_class_folder_needs_a_name(tmp_path):
+    touch(tmp_path, "cat/1.png", " /2.png")
+    assert error_of(tmp_path) == f"{tmp_path}: a class folder without a name, ' '. Rename it."
+
+
 def test_hundred_thousand_names_need_no_call_per_file(tmp_path, monkeypatch):
     touch(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(50)))
     calls = []
@@ -390,6 +395,11 @@ def test_split_names(tmp_path, name, code):
     text = f"path,label,split\na.png,x,{name}\nb.png,y,train\n"
     manifest = load_data(write_csv(tmp_path, text, "a.png", "b.png"))
     assert manifest.splits.tolist() == [code, 0]
+
+
+def test_without_a_split_column_no_splits_are_read(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label,split\na.png,x,7\nb.png,y,8\n", "a.png", "b.png")
+    assert load_data(csv_path, split_column=None).splits.tolist() == [0, 0]
 
 
 def test_columns_by_other_names(tmp_path):
@@ -748,6 +758,7 @@ def test_a_manifest_read_back_has_an_absolute_root(tmp_path, monkeypatch):
         "path,label,split\na,x\n",
         "path,label,split\na,x,later\n",
         "path,label,split,true_label\na,x,train\n",
+        "path,label,split,true_label\na,x,train\nb,x,train,x,x\n",
         "path,label,split\nb,x,train\na,x,train\n",
         "path,label,split\na,x,train\na,x,val\n",
         "path,label,split\n../a,x,train\n",
