@@ -15,7 +15,7 @@ import stat
 import sys
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO, overload
@@ -514,68 +514,104 @@ def _read_csv(
     base = os.path.abspath(csv_path.parent if root is None else root)
     if not os.path.isdir(base):
         raise DataError(f"{base}: no such folder. Check --root.")
-    bases = {base, os.path.realpath(base)}
-    known = None if classes is None else set(classes)
-    rows = _Rows()
-    bad: dict[int, str] = {}  # by line
-
     lines = csv_rows(csv_path, path_column)
     header = [name.strip() for name in next(lines)[1]]
-    path_at = csv_column(csv_path, header, path_column, "--path-column")
-    label_at = csv_column(csv_path, header, label_column, "--label-column")
-    split_at = None
-    if split_column is not None and (split_column in header or split_column != "split"):
-        split_at = csv_column(csv_path, header, split_column, "--split-column")
-    truth_at = None
-    if truth_column is not None:
-        truth_at = csv_column(csv_path, header, truth_column, "--truth-column")
 
+    def column(name: str | None, option: str) -> int | None:
+        return None if name is None else csv_column(csv_path, header, name, option)
+
+    if split_column == "split" and split_column not in header:
+        split_column = None
+    reader = _RowReader(
+        header=header,
+        path_at=csv_column(csv_path, header, path_column, "--path-column"),
+        label_at=csv_column(csv_path, header, label_column, "--label-column"),
+        split_at=column(split_column, "--split-column"),
+        truth_at=column(truth_column, "--truth-column"),
+        bases=(base, os.path.realpath(base)),
+        known=None if classes is None else frozenset(classes),
+    )
+    rows = _Rows()
+    bad: dict[int, str] = {}  # by line
     for line, cells in lines:
         if len(bad) == MOST_PROBLEMS:
             break
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) > len(header):
-            bad[line] = f"{len(cells)} cells, but the header has {len(header)}"
-            continue
-        cells += [""] * (len(header) - len(cells))
-        problem = None
-        label = cells[label_at].strip()
-        split_name = "" if split_at is None else cells[split_at].strip()
-        split = SPLIT_CODES.get(split_name.lower() or "train")
-        truth = None if truth_at is None else cells[truth_at].strip()
-        no_text = next((name for name in (label, truth or "") if not is_text(name)), None)
-        path = _relative(cells[path_at], bases)
-        if not cells[path_at].strip():
-            problem = "no path. Fill it in, or delete the row."
-        elif path is None:
-            problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
-        elif not label:
-            problem = "no label. Fill it in, or delete the row."
-        elif no_text is not None:
-            problem = f"'{legible(no_text)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
-        elif known is not None and label not in known:
-            problem = _unknown("class", label, known)
-        elif split is None:
-            problem = _unknown("split", split_name, SPLITS)
-        elif truth == "":
-            problem = f"no true label in column '{truth_column}'"
-        elif truth is not None and known is not None and truth not in known:
-            problem = _unknown("class", truth, known)
-        if problem is None and path is not None and split is not None:
-            rows.add(path, label, split, truth, line)
-        else:
+        try:
+            rows.add(*reader.read(cells), line)
+        except ValueError as problem:
             bad[line] = str(problem)
 
     kept, conflicts = rows.distinct()
     bad |= conflicts
-    missing = []
+    missing: list[int] = []
     if check_files:
-        missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
+        missing = [int(i) for i in kept if not os.path.exists(f"{base}/{rows.paths[i]}")]
+    _refuse_problems(csv_path, base, rows, kept, bad, missing)
+    leading_out = [] if follow_links else _links_out(base, (rows.paths[row] for row in kept))
+    if leading_out:
+        raise DataError(_links_refused(leading_out, base))
+    return _build(base, rows, kept, classes, str(csv_path))
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """What the cells of a CSV file mean: the places of its columns, the root, the classes."""
+
+    header: Sequence[str]
+    path_at: int
+    label_at: int
+    split_at: int | None
+    truth_at: int | None
+    bases: tuple[str, str]  # the data root, as given and without links
+    known: Collection[str] | None  # classes, None for any
+
+    def read(self, cells: Sequence[str]) -> tuple[str, str, int, str | None]:
+        """Return path, label, split code and true label; ValueError says what is wrong."""
+        if len(cells) > len(self.header):
+            raise ValueError(f"{len(cells)} cells, but the header has {len(self.header)}")
+        if not cells[self.path_at].strip():
+            raise ValueError("no path. Fill it in, or delete the row.")
+        path = _relative(cells[self.path_at], self.bases)
+        if path is None:
+            given = legible(cells[self.path_at])
+            raise ValueError(f"'{given}' lies outside {self.bases[0]}. Set --root.")
+        label = cells[self.label_at].strip()
+        if not label:
+            raise ValueError("no label. Fill it in, or delete the row.")
+        truth = None
+        if self.truth_at is not None:
+            truth = cells[self.truth_at].strip()
+            if not truth:
+                raise ValueError(f"no true label in column '{self.header[self.truth_at]}'")
+        for name in (label, label if truth is None else truth):
+            if not is_text(name):
+                raise ValueError(
+                    f"'{legible(name)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
+                )
+            if self.known is not None and name not in self.known:
+                raise ValueError(_unknown("class", name, self.known))
+        split_name = "" if self.split_at is None else cells[self.split_at].strip()
+        split = SPLIT_CODES.get(split_name.lower() or "train")
+        if split is None:
+            raise ValueError(_unknown("split", split_name, SPLITS))
+        return path, label, split, truth
+
+
+def _refuse_problems(
+    csv_path: Path,
+    base: str,
+    rows: _Rows,
+    kept: np.ndarray,
+    bad: dict[int, str],
+    missing: Sequence[int],
+) -> None:
+    """Raise DataError about `bad` lines, or where there are no rows or no files of some rows."""
     if bad:
         gone = {rows.lines[row]: f"no such file: {legible(rows.paths[row])}" for row in missing}
-        bad = gone | bad
-        raise DataError(listed([f"{csv_path}:{line}: {bad[line]}" for line in sorted(bad)]))
+        problems = gone | bad
+        raise DataError(
+            listed([f"{csv_path}:{line}: {problems[line]}" for line in sorted(problems)])
+        )
     if len(kept) == 0:
         raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
     if missing:
@@ -588,10 +624,6 @@ def _read_csv(
             f"{csv_path}: {len(missing)} of {len(kept)} files do not exist under {base}."
             " Set --root to the folder that the paths start from.\n" + listed(places, len(missing))
         )
-    leading_out = [] if follow_links else _links_out(base, (rows.paths[row] for row in kept))
-    if leading_out:
-        raise DataError(_links_refused(leading_out, base))
-    return _build(base, rows, kept, classes, str(csv_path))
 
 
 def _links_out(base: str, paths: Iterable[str]) -> list[str]:
@@ -609,7 +641,10 @@ def _links_out(base: str, paths: Iterable[str]) -> list[str]:
 
 
 def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line number, cells) of every row, the header first."""
+    """Yield (first line number, cells) of every row, the header first.
+
+    Rows of blank cells are left out; short ones are filled up to the header.
+    """
     try:
         is_file = stat.S_ISREG(os.stat(csv_path).st_mode)  # opening a pipe might wait for ever
         if not is_file:
@@ -629,8 +664,11 @@ def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]
         line = 1
         try:
             reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
+            width = 0
             for cells in reader:
-                yield line, cells
+                if width == 0 or any(cell.strip() for cell in cells):
+                    yield line, cells + [""] * (width - len(cells))
+                width = width or len(cells)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{csv_path}:{line}: not valid CSV: {error}.") from error
@@ -662,7 +700,7 @@ def column_names(header: Sequence[str]) -> str:
     return legible(", ".join(header))
 
 
-def _relative(path: str, bases: set[str]) -> str | None:
+def _relative(path: str, bases: Iterable[str]) -> str | None:
     """Return a path relative to the data root, with forward slashes; None if it leaves it."""
     path = os.path.normpath(path)
     if os.path.isabs(path):
