@@ -126,6 +126,15 @@ def test_other_data_leaves_the_audit_of_the_run_alone(trained, tmp_path, monkeyp
     assert (result.folder / "audit.csv").is_file()
 
 
+def test_other_data_without_a_readable_image_are_named(trained, tmp_path):
+    run, truth = trained
+    for label in sorted({*truth.values()}):
+        (tmp_path / "new" / label).mkdir(parents=True)
+        (tmp_path / "new" / label / "1.png").touch()
+    with pytest.raises(DataError, match=r"new: no image can be predicted\. circle/1\.png: "):
+        audit_run(run.path, tmp_path / "out", data=tmp_path / "new")
+
+
 def test_unknown_classes_in_other_data_are_refused(trained, tmp_path):
     run, _ = trained
     write_shapes(tmp_path / "new", per_class=2, classes=("circle", "star"), size=48)
