@@ -346,11 +346,10 @@ def full_summary(
 
 
 def _duplicate_counts(groups: Sequence[DuplicateGroup], manifest: Manifest) -> dict[str, int]:
-    different = [len(set(manifest.labels[list(group.rows)].tolist())) > 1 for group in groups]
     return {
         "groups": len(groups),
         "same_file": sum(group.exact for group in groups),
-        "different_labels": sum(different),
+        "different_labels": sum(group.labels_differ(manifest.labels) for group in groups),
     }
 
 
