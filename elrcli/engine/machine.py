@@ -31,12 +31,12 @@ from elrcli.engine.device import (
     usable_cores,
     worker_count,
 )
-from elrcli.engine.doctor import OK, PROBLEM, WARNING, Check, first_line
+from elrcli.engine.doctor import OK, PROBLEM, WARNING, Check
 from elrcli.engine.export import check_packages
 from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.memory import free_host_memory, free_memory, total_host_memory, total_memory
 from elrcli.engine.tensorboard import writer_class
-from elrcli.errors import ElrError, ModelError
+from elrcli.errors import ElrError, ModelError, first_line
 from elrcli.models import create_network, preprocessing, weights_cache, why_hub_is_silent
 from elrcli.run import RUNS
 from elrcli.tables import table_format
