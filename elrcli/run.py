@@ -10,8 +10,8 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from elrcli.data.manifest import Manifest, read_manifest, write_csv_rows
 from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")
-# What `atomic_path` makes: its name ends in 8 characters of `tempfile`.
+# What `atomic_path` makes: its name ends in 8 letters or digits.
 LEFTOVER = re.compile(
     r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
     r"\.(json|csv|svg|safetensors)\.[a-z0-9_]{8}"
@@ -346,18 +346,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     So is the folder: after a power failure there is the old file or the new one.
     """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        temporary.touch(exist_ok=False)  # the umask decides who may read
     except OSError as error:
         raise NotWritten(f"{path}: cannot be written ({error.strerror}).") from None
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -375,9 +373,3 @@ def _flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
