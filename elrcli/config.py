@@ -378,15 +378,17 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any], source: str = "settings") -> TrainConfig:
         """Build a config from plain values; `source` names the place in error messages."""
         check_names(values, source)
+        if "data" not in values:
+            raise ConfigError(f"{source}: no 'data' given. Name a folder or a CSV file.")
         try:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        except TypeError:
-            raise ConfigError(f"{source}: no 'data' given. Name a folder or a CSV file.") from None
 
 
 TUNED_SETTINGS = ("lam", "beta", "lr")  # what `elr tune` searches
+# How data other than those of a run are read, too.
+READING_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 
 # What `elr audit DATA` trains with where nothing else is asked for: few passes over small images.
 AUDIT_SETTINGS: Mapping[str, Any] = {"epochs": 8, "image_size": 96, "cache": "ram"}

@@ -441,7 +441,8 @@ def extras_check() -> Check:
             missing.append(name)
     installed = [name for name in EXTRAS if name not in missing]
     parts = [_listed(installed)] if installed else []
-    parts += [f"without {_listed(missing)}: pip install 'elr[{','.join(missing)}]'"] * bool(missing)
+    if missing:
+        parts.append(f"without {_listed(missing)}: pip install 'elr[{','.join(missing)}]'")
     facts = {"installed": installed, "missing": missing}
     return Check("extras", OK, "; ".join(parts), None, facts)
 
