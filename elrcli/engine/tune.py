@@ -345,7 +345,7 @@ def _run_trial(
     if not group.from_first(reached.is_file):
         watcher = _TrialObserver(observer, f"run {title}")
         try:
-            if group.from_first(lambda: run.is_run() and has_checkpoint(run.checkpoint_folder)):
+            if group.from_first(lambda: _can_go_on(run, config.device)):
                 resume(run.path, observer=watcher, for_audit=False)
             else:
                 group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
@@ -366,6 +366,13 @@ def _run_trial(
         raise DataError(f"{config.data}: no validation image can be read.")
     observer.note(f"{title}: {candidate}, {epochs} epochs: {hits.mean():.1%}")
     return hits
+
+
+def _can_go_on(run: RunFolder, device: str) -> bool:
+    """Tell whether there is a checkpoint of a run on `device`: the search may have moved."""
+    if not run.is_run() or not has_checkpoint(run.checkpoint_folder):
+        return False
+    return run.train_config().device == device
 
 
 def _hits_text(run: RunFolder, manifest: Manifest) -> str:
