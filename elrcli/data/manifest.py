@@ -426,22 +426,23 @@ def _identity(folder: str) -> tuple[int, int]:
 
 def _nothing_found(folder: str) -> str:
     """Say what a folder without labelled images has instead."""
-    with os.scandir(folder) as entries:
-        has_loose = any(is_image_name(e.name) and not _is_folder(e) for e in entries)
     layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
-    if has_loose:
-        parent = os.path.dirname(os.path.abspath(folder))
+    if not _has_image(folder):
+        return f"{folder}: no images found. {layout}"
+    parent = os.path.dirname(os.path.abspath(folder))
+    try:
         beside = [name for name in _subfolders(parent) if _has_image(os.path.join(parent, name))]
-        if len(beside) > 1:  # it is one of the classes
-            layout = f"Did you mean {parent}, which holds class folders?"
-        return f"{folder}: images but no class sub-folders with images. {layout}"
-    return f"{folder}: no images found. {layout}"
+    except DataError:  # of a folder that nobody asked about
+        beside = []
+    if len(beside) > 1:  # it is one of the classes
+        layout = f"Did you mean {parent}, which holds class folders?"
+    return f"{folder}: images but no class sub-folders with images. {layout}"
 
 
 def _has_image(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
-            return any(is_image_name(entry.name) for entry in entries)
+            return any(is_image_name(entry.name) and not _is_folder(entry) for entry in entries)
     except OSError:
         return False
 

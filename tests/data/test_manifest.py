@@ -165,6 +165,19 @@ def test_one_class_folder_leads_to_the_folder_above(tmp_path):
     assert "Put images into one sub-folder per class" in error_of(tmp_path / "alone/c")
 
 
+def test_the_folder_above_need_not_be_listed(tmp_path, monkeypatch):
+    touch(tmp_path, "cat/1.png", "dog/2.png")
+    scandir = os.scandir
+
+    def closed(folder: str):
+        if folder == str(tmp_path):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert f"{tmp_path / 'cat'}: images but no class sub-folders" in error_of(tmp_path / "cat")
+
+
 def test_without_train_the_names_of_splits_are_classes(tmp_path):
     touch(tmp_path, "val/1.png", "test/2.png")
     assert load_data(tmp_path).classes == ("test", "val")
