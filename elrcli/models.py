@@ -317,9 +317,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: no such file. Give --weights a timm state dict.")
     try:
         if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            _check_archive(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
