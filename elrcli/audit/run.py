@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def audit_run(
     """
     observer = observer or Observer()
     run = RunFolder.open(run_path)
-    folder = out or (run.audit_folder if data is None else new_path(data, "audit"))
+    group = current_group()
+    folder = out or run.audit_folder
+    if out is None and data is not None:
+        folder = group.from_first(partial(new_path, data, "audit"))  # it has the time in its name
     check_place(folder)
     if data is None:
         manifest = run.manifest()
@@ -131,7 +135,7 @@ def audit_run(
         summary["truth"] = ranking_figures(result.score, is_error)
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
     result = replace(result, summary=summary, folder=folder)
-    if current_group().is_first:
+    if group.is_first:
         _write_files(
             result, folder, manifest, run, format, report_images if report else 0, observer
         )

@@ -12,6 +12,7 @@ import pytest
 
 from elrcli.audit.run import TABLE_COLUMNS, audit_run
 from elrcli.config import TrainConfig
+from elrcli.engine.distributed import Group
 from elrcli.engine.fit import fit
 from elrcli.errors import ConfigError, DataError, RunError
 from elrcli.run import RunFolder
@@ -124,6 +125,18 @@ def test_other_data_leaves_the_audit_of_the_run_alone(trained, tmp_path, monkeyp
     assert result.folder.parent == Path("runs")
     assert result.folder.name.startswith("new-audit-")
     assert (result.folder / "audit.csv").is_file()
+
+
+def test_all_processes_name_the_folder_of_the_first(trained, tmp_path, monkeypatch):
+    class SecondOfTwo(Group):
+        def from_first(self, make):
+            return tmp_path / "told"
+
+    run, _ = trained
+    write_shapes(tmp_path / "new", per_class=4, size=48, seed=9)
+    monkeypatch.setattr("elrcli.audit.run.current_group", lambda: SecondOfTwo(rank=1))
+    assert audit_run(run.path, data=tmp_path / "new").folder == tmp_path / "told"
+    assert not (tmp_path / "told").exists()
 
 
 def test_other_data_without_a_readable_image_are_named(trained, tmp_path):
