@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -513,13 +514,15 @@ def _converted(kind: type, value: Any) -> Any:
     """Return `value` as `kind` where nothing is lost, else None."""
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind in (int, float) and isinstance(value, bool):
+        return None
+    if kind is int and isinstance(value, Integral):  # of numpy, too
+        return int(value)
+    if kind is float and isinstance(value, Real):
         try:
             return float(value)
         except OverflowError:
-            return math.inf if value > 0 else -math.inf
-    if kind is int and isinstance(value, bool):
-        return None
+            return -math.inf if value < 0 else math.inf
     return value if isinstance(value, kind) else None
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elrcli.config import (
@@ -89,6 +90,14 @@ def test_values_take_the_type_of_their_setting():
     assert type(config.lam) is float
     assert config.milestones == (40.0, 80.0)
     assert config.weights == Path("w.pth")
+
+
+def test_numbers_may_be_of_numpy():
+    config = make(epochs=np.int64(3), lam=np.int64(2), beta=np.float32(0.5))
+    assert (config.epochs, config.lam, config.beta) == (3, 2.0, 0.5)
+    assert json.loads(json.dumps(config.to_dict()))["epochs"] == 3
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        make(epochs=np.bool_(True))
 
 
 def test_the_batch_size_is_a_number_or_auto(tmp_path):
