@@ -271,7 +271,7 @@ def features_kept(network: nn.Module) -> Iterator[Callable[[], Tensor]]:
 
 
 def _is_head(parameter: str, network: nn.Module) -> bool:
-    return any(parameter.startswith(f"{name}.") for name in classifier_names(network))
+    return parameter.startswith(tuple(f"{name}." for name in classifier_names(network)))
 
 
 def load_weights(network: nn.Module, path: Path, head: tuple[str, ...] = ()) -> None:
@@ -279,31 +279,26 @@ def load_weights(network: nn.Module, path: Path, head: tuple[str, ...] = ()) -> 
 
     `.pth` files are read as tensors only: code in a pickle is refused, never run.
     """
-    state = read_state_dict(path)
-    own = network.state_dict()
+    state, own = read_state_dict(path), network.state_dict()
+    in_head = tuple(f"{name}." for name in head)
     for name in list(state):
-        belongs_to_head = any(name.startswith(f"{prefix}.") for prefix in head)
-        if belongs_to_head and (name not in own or own[name].shape != state[name].shape):
+        if name.startswith(in_head) and (name not in own or own[name].shape != state[name].shape):
             del state[name]
-    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
-    unknown = [name for name in state if name not in own]
-    missing = [
-        name
-        for name in own
-        if name not in state
-        and not any(name.startswith(f"{prefix}.") for prefix in head)
-        and not name.endswith(".num_batches_tracked")  # old files lack these counters
+    problems = {
+        "of another shape": [n for n in state if n in own and state[n].shape != own[n].shape],
+        "unknown": [name for name in state if name not in own],
+        "missing": [
+            name
+            for name in own
+            if name not in state
+            and not name.startswith(in_head)
+            and not name.endswith(".num_batches_tracked")  # old files lack these counters
+        ],
+    }
+    details = [
+        f"{len(names)} {what}, first {names[0]!r}" for what, names in problems.items() if names
     ]
-    if wrong or unknown or missing:
-        details = [
-            f"{len(names)} {what}, first {names[0]!r}"
-            for what, names in (
-                ("of another shape", wrong),
-                ("unknown", unknown),
-                ("missing", missing),
-            )
-            if names
-        ]
+    if details:
         raise ModelError(
             f"{path}: weights do not fit the backbone ({'; '.join(details)}). "
             "Choose the --backbone that they were made for."
