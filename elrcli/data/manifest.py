@@ -619,7 +619,7 @@ def _refuse_problems(
         places = [
             f"{csv_path}:{rows.lines[row]}: no such file: {legible(rows.paths[row])}"
             + _near_file(base, rows.paths[row])
-            for row in missing[:SHOWN]
+            for row in sorted(missing)[:SHOWN]
         ]
         raise DataError(
             f"{csv_path}: {len(missing)} of {len(kept)} files do not exist under {base}."

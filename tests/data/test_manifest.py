@@ -540,6 +540,12 @@ def test_five_missing_files_are_listed(tmp_path):
     assert last == "and 2 more"
 
 
+def test_missing_files_are_listed_line_by_line(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\nb.png,x\na.png,y\n")
+    _, *places = error_of(csv_path).splitlines()
+    assert places == [f"{csv_path}:2: no such file: b.png", f"{csv_path}:3: no such file: a.png"]
+
+
 def test_a_missing_file_in_a_missing_folder_has_no_hint(tmp_path):
     csv_path = write_csv(tmp_path, "path,label\nno/a.png,x\nb.png,y\n", "b.png", "c.png")
     assert error_of(csv_path).splitlines()[1:] == [f"{csv_path}:2: no such file: no/a.png"]
