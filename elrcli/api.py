@@ -324,52 +324,60 @@ def apply_decisions(
         write_csv,
         write_folder,
     )
-    from elrcli.run import RunFolder
 
     if decisions is None and accept_above is None:
         raise UsageError("nothing to apply. Name a decisions.csv, or give --accept-above.")
-    if out is None and not dry_run:
+    place = _path(out)
+    if place is None and not dry_run:
         raise UsageError("no place to write to. Give --out, or --dry-run to look first.")
-    to_csv = out is not None and Path(out).suffix.lower() == ".csv"
-    if out is not None and Path(out).suffix.lower() in OTHER_TABLES:
+    to_csv = place is not None and place.suffix.lower() == ".csv"
+    if place is not None and place.suffix.lower() in OTHER_TABLES:
         raise ConfigError(f"{out}: a table is written as CSV only. End its name in .csv.")
     if to_csv and mode is not None:
         raise UsageError(f"{out}: a CSV file does not use --mode. Leave it out.")
-    place = Path(run)
-    audit_folder = RunFolder(place).audit_folder
-    if not RunFolder(place).is_run() and RunFolder(place / "run").is_run():
-        place, audit_folder = place / "run", place  # what `elr audit DATA --out` writes
-    folder = RunFolder.open(place)
+    folder, audit_folder = _run_and_audit(Path(run))
     if accept_above is not None:
-        _check_own_audit(audit_folder / "summary.json", place)
-    manifest, gone, added = _as_given(folder)
+        _check_own_audit(audit_folder / "summary.json", folder.path)
+    settings = folder.train_config()
+    manifest, gone, added = _as_given(folder.manifest(), settings)
     plan = plan_corrections(
         manifest,
         _path(decisions),
         audit_csv=audit_folder / "audit.csv",
         accept_above=accept_above,
     )
-    settings = folder.train_config()
     _check_removed(plan, gone, settings.data)
-    if out is None:
-        return replace(plan, added=added)
+    plan = replace(plan, added=added)
+    if place is None:
+        return plan
     with_split = bool((manifest.splits != 0).any())
+    if not to_csv:
+        plan = replace(plan, reading={"follow_links": mode == "symlink"})
+        if dry_run:
+            check_folder(plan, place, with_split=with_split)
+        else:
+            write_folder(plan, place, mode=mode or "copy", with_split=with_split)
+        return plan
     columns = {name: getattr(settings, name) for name in ("path_column", "label_column")}
     if with_split:  # without splits no such column is written
         columns["split_column"] = settings.split_column
-    reading: dict[str, Any] = {"follow_links": mode == "symlink"}
-    if to_csv:
-        reading = {"root": manifest.root, **columns, "follow_links": settings.follow_links}
-    plan = replace(plan, added=added, reading=reading)
-    if dry_run and to_csv:
-        check_csv(Path(out))
-    elif dry_run:
-        check_folder(plan, Path(out), with_split=with_split)
-    elif to_csv:
-        write_csv(plan, Path(out), with_split=with_split, **columns)
+    reading = {"root": manifest.root, **columns, "follow_links": settings.follow_links}
+    plan = replace(plan, reading=reading)
+    if dry_run:
+        check_csv(place)
     else:
-        write_folder(plan, Path(out), mode=mode or "copy", with_split=with_split)
+        write_csv(plan, place, with_split=with_split, **columns)
     return plan
+
+
+def _run_and_audit(place: Path) -> tuple[RunFolder, Path]:
+    """Return a run and the folder of its audit; `elr audit DATA --out` puts the run inside that."""
+    from elrcli.run import RunFolder
+
+    run, inside = RunFolder(place), RunFolder(place / "run")
+    if not run.is_run() and inside.is_run():
+        return RunFolder.open(inside.path), place
+    return RunFolder.open(place), run.audit_folder
 
 
 def _check_own_audit(summary: Path, run: Path) -> None:
@@ -381,7 +389,7 @@ def _check_own_audit(summary: Path, run: Path) -> None:
         )
 
 
-def _as_given(run: RunFolder) -> tuple[Manifest, set[int], int]:
+def _as_given(manifest: Manifest, settings: TrainConfig) -> tuple[Manifest, set[int], int]:
     """Return the manifest of a run with the splits of its data, rows that are gone, images added.
 
     A split that was drawn is taken back. Raises DataError where labels are others than in the run.
@@ -390,7 +398,6 @@ def _as_given(run: RunFolder) -> tuple[Manifest, set[int], int]:
 
     from elrcli.data.manifest import SPLITS, listed, load_data
 
-    manifest, settings = run.manifest(), run.train_config()
     is_csv = settings.data.is_file()
     given = load_data(
         settings.data,
@@ -637,7 +644,7 @@ def _read_matrix(path: Path, classes: Sequence[str]) -> np.ndarray:
     import numpy as np
 
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None

@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -378,15 +379,17 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any], source: str = "settings") -> TrainConfig:
         """Build a config from plain values; `source` names the place in error messages."""
         check_names(values, source)
+        if "data" not in values:
+            raise ConfigError(f"{source}: no 'data' given. Name a folder or a CSV file.")
         try:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        except TypeError:
-            raise ConfigError(f"{source}: no 'data' given. Name a folder or a CSV file.") from None
 
 
 TUNED_SETTINGS = ("lam", "beta", "lr")  # what `elr tune` searches
+# How data other than those of a run are read, too.
+READING_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 
 # What `elr audit DATA` trains with where nothing else is asked for: few passes over small images.
 AUDIT_SETTINGS: Mapping[str, Any] = {"epochs": 8, "image_size": 96, "cache": "ram"}
@@ -394,10 +397,8 @@ AUDIT_SETTINGS: Mapping[str, Any] = {"epochs": 8, "image_size": 96, "cache": "ra
 
 def option_name(name: str) -> str:
     """Return the command-line spelling of a setting, `--head-lr-scale` for `head_lr_scale`."""
-    for spec in dataclasses.fields(TrainConfig):
-        if spec.name == name:
-            return spec.metadata.get("flag") or "--" + name.replace("_", "-")
-    raise KeyError(name)
+    flag = TrainConfig.__dataclass_fields__[name].metadata.get("flag")
+    return flag or "--" + name.replace("_", "-")
 
 
 def check_names(values: Mapping[str, Any], source: str) -> None:
@@ -418,9 +419,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
-    given = {name.replace("-", "_"): value for name, value in raw.items()}
-    flags = {spec.metadata.get("flag"): spec.name for spec in dataclasses.fields(TrainConfig)}
-    values = {flags.get("--" + name.replace("_", "-"), name): given[name] for name in given}
+    names = {option_name(spec.name): spec.name for spec in dataclasses.fields(TrainConfig)}
+    values: dict[str, Any] = {}
+    for given, value in raw.items():
+        name = names.get("--" + given.replace("_", "-"), given.replace("-", "_"))
+        if name in values:
+            raise ConfigError(f"{path}: {given!r} is there in another spelling too. Keep one.")
+        values[name] = value
     check_names(values, str(path))
     return values
 
@@ -470,8 +475,7 @@ def _plain(value: Any) -> Any:
 
 def _checked(spec: dataclasses.Field[Any], value: Any) -> Any:
     """Return the value in the setting's own type, or raise ConfigError."""
-    kind = setting_types()[spec.name]
-    option = spec.metadata.get("flag") or "--" + spec.name.replace("_", "-")
+    kind, option = setting_types()[spec.name], option_name(spec.name)
     if value is None:
         if spec.default is None:
             return None
@@ -510,13 +514,15 @@ def _converted(kind: type, value: Any) -> Any:
     """Return `value` as `kind` where nothing is lost, else None."""
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind in (int, float) and isinstance(value, bool):
+        return None
+    if kind is int and isinstance(value, Integral):  # of numpy, too
+        return int(value)
+    if kind is float and isinstance(value, Real):
         try:
             return float(value)
         except OverflowError:
-            return math.inf if value > 0 else -math.inf
-    if kind is int and isinstance(value, bool):
-        return None
+            return -math.inf if value < 0 else math.inf
     return value if isinstance(value, kind) else None
 
 

@@ -29,6 +29,11 @@ def legible(name: str) -> str:
     return printable(name if len(name) <= 200 else f"{name[:200]}...")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 class ElrError(Exception):
     """Base of every error that `elr` reports in one line, without a traceback."""
 

@@ -33,7 +33,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from elrcli.errors import ModelError
+from elrcli.errors import ModelError, first_line
 
 _CIFAR: dict[str, Any] = {
     "url": "",  # no pretrained weights
@@ -231,7 +231,7 @@ def check_image_size(network: nn.Module, image_size: int) -> None:
         network(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(
-            f"--image-size {image_size}: the backbone cannot take it ({_first_line(error)}). "
+            f"--image-size {image_size}: the backbone cannot take it ({first_line(error)}). "
             "Choose another size, such as the backbone's own."
         ) from None
 
@@ -271,7 +271,7 @@ def features_kept(network: nn.Module) -> Iterator[Callable[[], Tensor]]:
 
 
 def _is_head(parameter: str, network: nn.Module) -> bool:
-    return any(parameter.startswith(f"{name}.") for name in classifier_names(network))
+    return parameter.startswith(tuple(f"{name}." for name in classifier_names(network)))
 
 
 def load_weights(network: nn.Module, path: Path, head: tuple[str, ...] = ()) -> None:
@@ -279,31 +279,26 @@ def load_weights(network: nn.Module, path: Path, head: tuple[str, ...] = ()) -> 
 
     `.pth` files are read as tensors only: code in a pickle is refused, never run.
     """
-    state = read_state_dict(path)
-    own = network.state_dict()
+    state, own = read_state_dict(path), network.state_dict()
+    in_head = tuple(f"{name}." for name in head)
     for name in list(state):
-        belongs_to_head = any(name.startswith(f"{prefix}.") for prefix in head)
-        if belongs_to_head and (name not in own or own[name].shape != state[name].shape):
+        if name.startswith(in_head) and (name not in own or own[name].shape != state[name].shape):
             del state[name]
-    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
-    unknown = [name for name in state if name not in own]
-    missing = [
-        name
-        for name in own
-        if name not in state
-        and not any(name.startswith(f"{prefix}.") for prefix in head)
-        and not name.endswith(".num_batches_tracked")  # old files lack these counters
+    problems = {
+        "of another shape": [n for n in state if n in own and state[n].shape != own[n].shape],
+        "unknown": [name for name in state if name not in own],
+        "missing": [
+            name
+            for name in own
+            if name not in state
+            and not name.startswith(in_head)
+            and not name.endswith(".num_batches_tracked")  # old files lack these counters
+        ],
+    }
+    details = [
+        f"{len(names)} {what}, first {names[0]!r}" for what, names in problems.items() if names
     ]
-    if wrong or unknown or missing:
-        details = [
-            f"{len(names)} {what}, first {names[0]!r}"
-            for what, names in (
-                ("of another shape", wrong),
-                ("unknown", unknown),
-                ("missing", missing),
-            )
-            if names
-        ]
+    if details:
         raise ModelError(
             f"{path}: weights do not fit the backbone ({'; '.join(details)}). "
             "Choose the --backbone that they were made for."
@@ -317,16 +312,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: no such file. Give --weights a timm state dict.")
     try:
         if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            _check_archive(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ModelError(f"{path}: not a readable state dict ({_first_line(error)}).") from None
+        raise ModelError(f"{path}: not a readable state dict ({first_line(error)}).") from None
     except Exception as error:  # pickle.UnpicklingError: weights_only refuses code
         raise ModelError(
-            f"{path}: refused, holds more than tensors ({_first_line(error)})."
+            f"{path}: refused, holds more than tensors ({first_line(error)})."
         ) from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -367,7 +363,7 @@ def check_classes(path: Path, classes: int) -> None:
         with safetensors.safe_open(path, framework="pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable state dict ({_first_line(error)}).") from None
+        raise ModelError(f"{path}: not a readable state dict ({first_line(error)}).") from None
     if not any(shape[:1] == [classes] for shape in shapes):
         raise ModelError(f"{path}: weights do not fit {classes:,} classes. Restore the run folder.")
 
@@ -489,7 +485,7 @@ def _download(backbone: str, options: dict[str, Any]) -> nn.Module:
         with _offline_when_unreachable():
             return timm.create_model(backbone, pretrained=True, **options)
     except Exception as error:  # hub, network and timm raise many unrelated kinds here
-        reason = _first_line(error)
+        reason = first_line(error)
         if isinstance(error, LocalEntryNotFoundError):
             reason = "they are not in the cache, and the hub cannot be reached"
         raise ModelError(
@@ -540,7 +536,7 @@ def weights_cache() -> WeightsCache:
         found = huggingface_hub.scan_cache_dir(folder)
     except (OSError, ValueError, CacheNotFound) as error:
         raise ModelError(
-            f"{folder}: cannot be read ({_first_line(error)}). Set HF_HOME to another folder."
+            f"{folder}: cannot be read ({first_line(error)}). Set HF_HOME to another folder."
         ) from None
     held = {repo.repo_id for repo in found.repos if _holds_weights(repo)}
     backbones = [name for name in timm.list_pretrained() if held and _hub_name(name) in held]
@@ -570,7 +566,7 @@ def why_hub_is_silent(timeout: float) -> str | None:
         except urllib.error.HTTPError:  # an answer, too
             reasons.clear()
         except (OSError, ValueError, HTTPException) as error:
-            reasons[:] = [_first_line(getattr(error, "reason", error))]
+            reasons[:] = [first_line(getattr(error, "reason", error))]
         else:
             reasons.clear()
 
@@ -579,7 +575,3 @@ def why_hub_is_silent(timeout: float) -> str | None:
     thread.start()
     thread.join(timeout + 1)
     return reasons[0] if reasons else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160] or type(error).__name__

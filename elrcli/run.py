@@ -10,8 +10,8 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from elrcli.config import TrainConfig, read_json_object
-from elrcli.data.manifest import Manifest, read_manifest
+from elrcli.data.manifest import Manifest, read_manifest, write_csv_rows
 from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")
-# What `atomic_path` makes: its name ends in 8 characters of `tempfile`.
+# What `atomic_path` makes: its name ends in 8 letters or digits.
 LEFTOVER = re.compile(
     r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
     r"\.(json|csv|svg|safetensors)\.[a-z0-9_]{8}"
@@ -309,7 +309,7 @@ def new_path(data: Path, kind: str) -> Path:
 
 def newest_run(runs: Path = RUNS) -> Path:
     """Return the run under `runs` that was changed last."""
-    found = [path.parent for path in runs.glob("*/config.json")]
+    found = [path.parent for path in runs.glob("*/config.json") if RunFolder(path.parent).is_run()]
     if not found:
         raise RunError(f"{runs}: holds no run. Name one, or train one with `elr train DATA`.")
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime_ns)
@@ -318,10 +318,8 @@ def newest_run(runs: Path = RUNS) -> Path:
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Return rows as CSV; None becomes an empty cell, floats keep 6 significant digits."""
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in columns])
+    lines = ([_cell(row.get(name)) for name in columns] for row in rows)
+    write_csv_rows(buffer, [columns, *lines])
     return buffer.getvalue()
 
 
@@ -348,18 +346,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     So is the folder: after a power failure there is the old file or the new one.
     """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        temporary.touch(exist_ok=False)  # the umask decides who may read
     except OSError as error:
         raise NotWritten(f"{path}: cannot be written ({error.strerror}).") from None
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -377,9 +373,3 @@ def _flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

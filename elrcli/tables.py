@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from elrcli.data.manifest import write_csv_rows
 from elrcli.errors import ConfigError
 from elrcli.run import atomic_path
 
@@ -46,13 +46,8 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a header and the rows as they come."""
-    plain = csv.writer(file, lineterminator="\n")
-    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(columns)
-    for row in rows:
-        cells = [row.get(name) for name in columns]
-        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
-        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
+    write_csv_rows(file, [columns])
+    write_csv_rows(file, ([row.get(name) for name in columns] for row in rows))
 
 
 def write_jsonl(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

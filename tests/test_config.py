@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elrcli.config import (
@@ -89,6 +90,14 @@ def test_values_take_the_type_of_their_setting():
     assert type(config.lam) is float
     assert config.milestones == (40.0, 80.0)
     assert config.weights == Path("w.pth")
+
+
+def test_numbers_may_be_of_numpy():
+    config = make(epochs=np.int64(3), lam=np.int64(2), beta=np.float32(0.5))
+    assert (config.epochs, config.lam, config.beta) == (3, 2.0, 0.5)
+    assert json.loads(json.dumps(config.to_dict()))["epochs"] == 3
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        make(epochs=np.bool_(True))
 
 
 def test_the_batch_size_is_a_number_or_auto(tmp_path):
@@ -275,6 +284,9 @@ def test_toml(tmp_path):
         (b"\xff = 1", "not valid TOML"),
         pytest.param(b"x = " + b"[" * 5000, "not valid TOML", id="deep"),
         (b"epoch = 3", "unknown setting 'epoch'. Did you mean 'epochs'?"),
+        (b"batch-size = 8\nbatch_size = 9", "'batch_size' is there in another spelling too."),
+        (b"lambda = 1\nlam = 2", "'lam' is there in another spelling too."),
+        (b"a-b = 1\na_b = 2", "'a_b' is there in another spelling too."),
     ],
 )
 def test_bad_toml_is_named(tmp_path, content, message):

@@ -317,19 +317,19 @@ def test_local_weights_need_no_download(monkeypatch, tmp_path):
 # --- weights from a file ---
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "wrapped.pth", "module.pth"])
+@pytest.mark.parametrize(
+    "name", ["w.safetensors", "module.safetensors", "w.pth", "wrapped.pth", "module.pth"]
+)
 def test_weights_load_and_a_head_for_other_classes_is_left_out(tmp_path, name):
     donor = timm.create_model(TINY, num_classes=7)
     state = contiguous(donor)
     path = tmp_path / name
-    if name == "w.safetensors":
-        safetensors.torch.save_file(state, path)
-    elif name == "wrapped.pth":
-        torch.save({"epoch": 3, "state_dict": state}, path)
-    elif name == "module.pth":
-        torch.save({f"module.{key}": tensor for key, tensor in state.items()}, path)
+    prefix = "module." if name.startswith("module.") else ""  # of DistributedDataParallel
+    saved = {prefix + key: tensor for key, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(saved, path)
     else:
-        torch.save(state, path)
+        torch.save({"epoch": 3, "state_dict": saved} if name == "wrapped.pth" else saved, path)
     network = create_network(TINY, 3, weights=path)
     for key, tensor in network.state_dict().items():
         assert key.startswith("fc.") or tensor.equal(state[key]), key

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import stat
@@ -128,9 +130,13 @@ def test_newest_run(tmp_path):
         newest_run(tmp_path)
     for name, time in (("a", 3000), ("b", 1000)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").touch()
+        (tmp_path / name / "config.json").write_text('{"elr": "0"}')
         os.utime(tmp_path / name / "config.json", (time, time))
     (tmp_path / "c").mkdir()  # no run
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "config.json").write_text("{}")  # of another program, and newer
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").symlink_to(tmp_path / "gone")
     assert newest_run(tmp_path) == tmp_path / "a"
 
 
@@ -225,6 +231,12 @@ def test_csv_floats_keep_six_digits():
     assert csv_text([{"x": 1 / 3, "y": 123456789}], ("x", "y")) == "x,y\n0.333333,123456789\n"
 
 
+def test_a_carriage_return_does_not_split_a_row():
+    text = csv_text([{"path": "a\rb.png", "reason": "empty"}], ("path", "reason"))
+    read = csv.reader(io.StringIO(text, newline=""))
+    assert list(read) == [["path", "reason"], ["a\rb.png", "empty"]]
+
+
 def test_names_that_are_not_utf8_survive(tmp_path):
     write_text(tmp_path / "f", "\udcff\r\n")
     assert (tmp_path / "f").read_bytes() == b"\xff\r\n"
@@ -302,10 +314,13 @@ def test_a_folder_that_cannot_be_made_is_a_run_error(tmp_path):
         write_text(tmp_path / "file" / "f.txt", "")
 
 
-def test_the_umask_decides_who_may_read(tmp_path):
+def test_the_umask_decides_who_may_read_and_is_not_touched(tmp_path, monkeypatch):
+    """Two threads that ask for it by setting it may leave it at 0 for good."""
     before = os.umask(0o027)
     try:
-        write_text(tmp_path / "f", "")
+        with monkeypatch.context() as patch:
+            patch.delattr(os, "umask")
+            write_text(tmp_path / "f", "")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
-from elrcli.data.manifest import SPLITS, Manifest, listed
+from elrcli.data.manifest import SPLITS, Manifest, is_image_name, listed
 from elrcli.engine.interrupts import StopSignals
 from elrcli.errors import ConfigError, DataError, legible
 from elrcli.tables import write_table
@@ -44,6 +44,12 @@ class Plan:
     decided: Counter[str]  # samples per decision: keep, relabel, remove, unsure, accepted
     added: int = 0  # images that came to the data after the training: they are left out
     reading: Mapping[str, Any] = field(default_factory=dict)  # data settings that read the output
+
+    @property
+    def unseen(self) -> int:
+        """How many of the images nobody finds who looks for images in a folder, by their names."""
+        names = (self.manifest.paths[int(row)].rpartition("/")[2] for row in self.rows)
+        return sum(name.startswith(".") or not is_image_name(name) for name in names)
 
     @property
     def emptied(self) -> tuple[str, ...]:

@@ -110,12 +110,9 @@ def _rows(
     for line, cells in lines:
         if len(bad) == MOST_PROBLEMS:
             return
-        if not any(cell.strip() for cell in cells):
-            continue
         if len(cells) > len(header):
             bad.append(f"{csv_path}:{line}: {len(cells)} cells, but the header has {len(header)}")
             continue
-        cells += [""] * (len(header) - len(cells))
         named = {name: cells[place] for name, place in places.items()}
         # Class names carry no space around them, but a file name may.
         yield line, {name: x if name == "path" else x.strip() for name, x in named.items()}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from elrcli.config import AUDIT_SETTINGS, AUTO, TrainConfig, option_name
+from elrcli.config import AUDIT_SETTINGS, AUTO, READING_SETTINGS, TrainConfig, option_name
 from elrcli.data.manifest import manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.distributed import current_group, joined
@@ -16,7 +16,6 @@ from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError
 from elrcli.run import RunFolder, new_path
 
-DATA_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 MACHINE_SETTINGS = ("cache", "device", "workers")  # nothing in a finished run depends on them
 
 
@@ -53,7 +52,7 @@ def run_for_audit(
     )
     is_there = group.from_first(lambda: out is not None and not overwrite and run.is_run())
     if is_there:
-        ignored = {*DATA_SETTINGS, *(MACHINE_SETTINGS if run.is_finished() else ())}
+        ignored = {*READING_SETTINGS, *(MACHINE_SETTINGS if run.is_finished() else ())}
         _check_same(run, config, {*AUDIT_SETTINGS, *settings} - ignored)
         if run.is_finished():
             observer.note(f"{run.path}: trained before, used as it is")

@@ -175,9 +175,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _duplicates(result: AuditResult, manifest: Manifest) -> list[tuple[bool, DuplicateGroup]]:
     """Return (labels differ, group): different labels first, then the same files."""
-    groups = [
-        (len(set(manifest.labels[list(group.rows)])) > 1, group) for group in result.duplicates
-    ]
+    groups = [(group.labels_differ(manifest.labels), group) for group in result.duplicates]
     return sorted(groups, key=lambda pair: (not pair[0], not pair[1].exact))
 
 
@@ -314,23 +312,19 @@ def _overall(
     """Return what the page says about the whole data set, with class ids for names."""
     summary = result.summary
     class_ids = {name: i for i, name in enumerate(manifest.classes)}
-
-    def class_id(value: Any) -> int:
-        return class_ids[value] if isinstance(value, str) else int(value)
-
     per_class = [
         [
-            class_id(row["class"]),
-            int(row["samples"]),
-            int(row["flagged"]),
+            class_ids[row["class"]],
+            row["samples"],
+            row["flagged"],
             _number(row["estimated_error_rate"]),
         ]
         for row in summary.get("per_class", ())
     ]
     confused = [
         [
-            class_id(row["true"]),
-            class_id(row["given"]),
+            class_ids[row["true"]],
+            class_ids[row["given"]],
             _number(row["probability"]),
             _number(row["samples"]),
         ]

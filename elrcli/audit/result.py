@@ -16,6 +16,10 @@ class DuplicateGroup(NamedTuple):
     rows: tuple[int, ...]  # manifest rows, at least two, ascending
     exact: bool  # same bytes; else the pictures look the same
 
+    def labels_differ(self, labels: np.ndarray) -> bool:
+        """Tell whether they have different ones of the given labels [N] of all manifest rows."""
+        return bool((labels[list(self.rows)] != labels[self.rows[0]]).any())
+
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor
-from elrcli.errors import ConfigError, DataError, RunError
+from elrcli.errors import ConfigError, DataError, RunError, legible
 from elrcli.run import RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
 
@@ -83,7 +84,10 @@ def audit_run(
     """
     observer = observer or Observer()
     run = RunFolder.open(run_path)
-    folder = out or (run.audit_folder if data is None else new_path(data, "audit"))
+    group = current_group()
+    folder = out or run.audit_folder
+    if out is None and data is not None:
+        folder = group.from_first(partial(new_path, data, "audit"))  # it has the time in its name
     check_place(folder)
     if data is None:
         manifest = run.manifest()
@@ -103,32 +107,16 @@ def audit_run(
     if data is None:
         evidence, unreadable, epochs = trained_evidence(run, manifest)
         features = Features.load(run.features_file, len(manifest))
+        if features is None:
+            observer.note(
+                "the run holds no features, so there are no neighbours and no duplicates. To add"
+                f" them: elr train --resume {shlex.quote(str(run_path))}"
+            )
     else:
         evidence, unreadable, features = predicted_evidence(run_path, manifest, device, observer)
         epochs = settings.epochs
-    if len(evidence.rows) == 0:
-        raise DataError(
-            f"{run_path}: no image has been predicted yet. Train at least one epoch: "
-            f"elr train --resume {shlex.quote(str(run_path))}"
-        )
-    space = None
-    if features is None:
-        observer.note(
-            "the run holds no features, so there are no neighbours and no duplicates. To add them:"
-            f" elr train --resume {shlex.quote(str(run_path))}"
-        )
-    else:
-        observer.note(f"comparing {len(evidence):,} images")
-        space = FeatureSpace.of(features.vectors[evidence.rows])
-        evidence = replace(evidence, neighbours=neighbourhoods(space, evidence.classes))
-    observer.note(f"ranking {len(evidence):,} labels")
-    ranking = rank_labels(evidence, threshold)
+    evidence, ranking = _rank(evidence, features, manifest, threshold, report_images, observer)
     result = ranking.result
-    if space is not None and features is not None:
-        nearest = nearest_exemplars(result, evidence.rows, space, report_images)
-        thumbnails = features.thumbnails[result.rows]
-        duplicates = find_duplicates(manifest, result.rows, thumbnails)
-        result = replace(result, nearest=nearest, duplicates=duplicates)
     summary = full_summary(result, ranking, manifest, threshold) | {
         "cautions": cautions(evidence, manifest.classes),
         "unreadable": [
@@ -147,31 +135,74 @@ def audit_run(
         summary["truth"] = ranking_figures(result.score, is_error)
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
     result = replace(result, summary=summary, folder=folder)
+    if group.is_first:
+        _write_files(
+            result, folder, manifest, run, format, report_images if report else 0, observer
+        )
+    return result
 
-    if not current_group().is_first:
-        return result
+
+def _rank(
+    evidence: Evidence,
+    features: Features | None,
+    manifest: Manifest,
+    threshold: float,
+    suspects: int,
+    observer: Observer,
+) -> tuple[Evidence, Ranking]:
+    """Rank the labels; where there are features, by neighbours too, and find duplicates.
+
+    Returns all the evidence that there is. `suspects` get the exemplars that are nearest to them.
+    """
+    if features is None:
+        observer.note(f"ranking {len(evidence):,} labels")
+        return evidence, rank_labels(evidence, threshold)
+    observer.note(f"comparing {len(evidence):,} images")
+    space = FeatureSpace.of(features.vectors[evidence.rows])
+    evidence = replace(evidence, neighbours=neighbourhoods(space, evidence.classes))
+    observer.note(f"ranking {len(evidence):,} labels")
+    ranking = rank_labels(evidence, threshold)
+    result = ranking.result
+    result = replace(
+        result,
+        nearest=nearest_exemplars(result, evidence.rows, space, suspects),
+        duplicates=find_duplicates(manifest, result.rows, features.thumbnails[result.rows]),
+    )
+    return evidence, replace(ranking, result=result)
+
+
+def _write_files(
+    result: AuditResult,
+    folder: Path,
+    manifest: Manifest,
+    run: RunFolder,
+    format: str,
+    suspects: int,
+    observer: Observer,
+) -> None:
+    """Write summary, table and a review page of so many `suspects`, 0 for none."""
     write_text(folder / "summary.json", json_text(result.summary))
     write_table(folder / f"audit.{format}", TABLE_COLUMNS, table_rows(result, manifest))
-    written = {"summary.json", f"audit.{format}", *(["report.html"] if report else [])}
+    written = {"summary.json", f"audit.{format}", *(["report.html"] if suspects else [])}
     for name in set(AUDIT_FILES) - written:  # of an earlier audit
         (folder / name).unlink(missing_ok=True)
-    if report:
-        observer.note("writing the review page")
-        curves = None
-        if run.curves_file.is_file():
-            curves = run.curves_file.read_text(encoding="utf-8", errors="replace")
-        is_around = os.path.abspath(folder / "run") == os.path.abspath(run_path)
-        is_found = is_around or os.path.abspath(folder) == os.path.abspath(run.audit_folder)
-        page = render_report(
-            result,
-            manifest,
-            curves_svg=curves,
-            apply_to=folder if is_around else run_path,
-            can_accept=data is None and is_found and format == "csv",
-            max_suspects=report_images,
-        )
-        write_text(folder / "report.html", page)
-    return result
+    if not suspects:
+        return
+    observer.note("writing the review page")
+    curves = None
+    if run.curves_file.is_file():
+        curves = run.curves_file.read_text(encoding="utf-8", errors="replace")
+    is_around = os.path.abspath(folder / "run") == os.path.abspath(run.path)
+    is_found = is_around or os.path.abspath(folder) == os.path.abspath(run.audit_folder)
+    page = render_report(
+        result,
+        manifest,
+        curves_svg=curves,
+        apply_to=folder if is_around else run.path,
+        can_accept=result.summary["applies_to_run"] and is_found and format == "csv",
+        max_suspects=suspects,
+    )
+    write_text(folder / "report.html", page)
 
 
 def check_place(folder: Path) -> None:
@@ -193,11 +224,17 @@ def trained_evidence(run: RunFolder, manifest: Manifest) -> tuple[Evidence, dict
     try:
         rows = range(len(manifest))
         unreadable = {rows[row]: str(reason) for row, reason in state.get("unreadable", ())}
-        return evidence_of_run(manifest, state), unreadable, int(state.get("epoch", 0))
+        evidence, epochs = evidence_of_run(manifest, state), int(state.get("epoch", 0))
     except RunError as error:
         raise RunError(f"{run.checkpoint_folder}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:
         raise RunError(f"{run.checkpoint_folder}: not readable ({error}). Train again.") from None
+    if len(evidence) == 0:
+        raise DataError(
+            f"{run.path}: no image has been predicted yet. Train at least one epoch: "
+            f"elr train --resume {shlex.quote(str(run.path))}"
+        )
+    return evidence, unreadable, epochs
 
 
 def predicted_evidence(
@@ -222,6 +259,10 @@ def predicted_evidence(
     found = np.flatnonzero(seen)
     lost = set(np.flatnonzero(~seen).tolist()) - unreadable.keys()
     unreadable |= dict.fromkeys(lost, NOT_FINITE)
+    if len(found) == 0:
+        row = min(unreadable)
+        path = legible(manifest.paths[row])
+        raise DataError(f"{manifest.root}: no image can be predicted. {path}: {unreadable[row]}.")
     evidence = Evidence(
         rows=found,
         labels=manifest.labels[found],
@@ -271,6 +312,7 @@ def _true_labels(
         root=manifest.root,
         path_column=path_column,
         label_column=column,
+        split_column=None,
         classes=manifest.classes,
         follow_links=True,  # no image is opened for it
         check_files=False,
@@ -308,11 +350,10 @@ def full_summary(
 
 
 def _duplicate_counts(groups: Sequence[DuplicateGroup], manifest: Manifest) -> dict[str, int]:
-    different = [len(set(manifest.labels[list(group.rows)].tolist())) > 1 for group in groups]
     return {
         "groups": len(groups),
         "same_file": sum(group.exact for group in groups),
-        "different_labels": sum(different),
+        "different_labels": sum(group.labels_differ(manifest.labels) for group in groups),
     }
 
 

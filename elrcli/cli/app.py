@@ -26,7 +26,7 @@ from elrcli.cli.predict import predict
 from elrcli.cli.train import train
 from elrcli.cli.tune import tune
 from elrcli.engine.launch import launch
-from elrcli.errors import ElrError, EndedByAnother, NotWritten
+from elrcli.errors import ElrError, EndedByAnother, NotWritten, legible
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -72,7 +72,10 @@ def elr(
 
 
 def main() -> None:
-    """Run the program. An `ElrError` ends it with one line on stderr and its exit code."""
+    """Run the program. An `ElrError` ends it with one line on stderr and its exit code.
+
+    So does a path that cannot even be looked at, with exit code 1.
+    """
     # Before torch is loaded: its threads wait in a busy loop otherwise, which makes training ten
     # times slower wherever other work competes for the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -91,6 +94,11 @@ def main() -> None:
             raise
         character = error.object[error.start]
         _end(f"stdout: no {character!r} in {error.encoding}. Set PYTHONIOENCODING=utf-8.", 1)
+    except OSError as error:
+        if error.filename is None or error.errno in NO_ROOM:
+            raise
+        place = legible(str(error.filename))  # in a locked folder, or with too long a name
+        _end(f"{place}: {error.strerror}. Check the path and who may use it.", 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

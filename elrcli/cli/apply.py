@@ -60,7 +60,8 @@ def apply(
         run, decisions, out=out, mode=mode, accept_above=accept_above, dry_run=dry_run
     )
     if not quiet:
-        console.say(*plan_lines(plan))
+        is_folder = out is not None and out.suffix.lower() != ".csv"
+        console.say(*plan_lines(plan, is_folder=is_folder))
     if dry_run:
         changes = (
             {"path": change.path, "from": change.old, "to": change.new, "reason": change.reason}
@@ -83,8 +84,8 @@ def train_command(plan: Plan, out: Path) -> str:
     return shlex.join(words)
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """Return what was decided and what it changes."""
+def plan_lines(plan: Plan, *, is_folder: bool) -> list[str]:
+    """Return what was decided and what it changes, and what a folder would not show."""
     decided = [f"{count:,} {name}" for name, count in sorted(plan.decided.items())]
     removed = len(plan.manifest) - len(plan.rows)
     lines = [
@@ -95,6 +96,11 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.added:
         lines.append(
             f"{plan.added:,} images came to the data after the training: not in the output"
+        )
+    if is_folder and plan.unseen:
+        lines.append(
+            f"{plan.unseen:,} images will not be found in a folder: their names begin with a dot or"
+            " lack an ending such as .jpg. A CSV file lists them too"
         )
     if plan.emptied:
         lines.append(f"no samples are left in: {', '.join(plan.emptied)}")

@@ -19,13 +19,11 @@ from elrcli.cli.options import (
     was_given,
     with_some_settings,
 )
-from elrcli.config import AUDIT_SETTINGS, DATA, option_name
+from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name
 from elrcli.errors import Interrupted
 
 CONFUSIONS = 5
 GATE_EXIT_CODE = 3
-# Also of --data.
-READING_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 TRAINING_SETTINGS = (
     "val_fraction",
     "max_unreadable",

@@ -92,7 +92,7 @@ def _listed_in(csv_path: Path, root: Path | None, path_column: str) -> Iterator[
     header = [name.strip() for name in next(lines)[1]]
     column = csv_column(csv_path, header, path_column, "--path-column")
     for _, cells in lines:
-        path = cells[column] if column < len(cells) else ""
+        path = cells[column]
         if path.strip():
             yield ImageInput(path.replace(os.sep, "/"), base / path)
 

@@ -15,10 +15,10 @@ import stat
 import sys
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
+from typing import TextIO, overload
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def load_data(
     root: Path | None = None,
     path_column: str = "path",
     label_column: str = "label",
-    split_column: str = "split",
+    split_column: str | None = "split",
     truth_column: str | None = None,
     classes: Sequence[str] | None = None,
     follow_links: bool = False,
@@ -119,7 +119,7 @@ def load_data(
 
     `classes` fixes the class list and its order; a label outside it is an error. So is a link that
     leads out of the data root, unless `follow_links`, and a file in a CSV that does not exist, if
-    `check_files`.
+    `check_files`. Without `split_column` no splits are read from a CSV.
     """
     data = Path(data)
     check_exists(data)
@@ -195,18 +195,27 @@ def _apportion(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 def manifest_text(manifest: Manifest) -> str:
     """Return `manifest.csv` as text; write it as UTF-8 with errors="surrogateescape"."""
+
+    def rows() -> Iterator[list[str]]:
+        yield ["path", "label", "split", *([] if manifest.truth is None else ["true_label"])]
+        for row, path in enumerate(manifest.paths):
+            cells = [path, manifest.classes[manifest.labels[row]], SPLITS[manifest.splits[row]]]
+            if manifest.truth is not None:
+                cells.append(manifest.classes[manifest.truth[row]])
+            yield cells
+
     buffer = io.StringIO(newline="")
-    plain = csv.writer(buffer, lineterminator="\n")
-    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    header = ["path", "label", "split"]
-    plain.writerow(header if manifest.truth is None else [*header, "true_label"])
-    for row, path in enumerate(manifest.paths):
-        cells = [path, manifest.classes[manifest.labels[row]], SPLITS[manifest.splits[row]]]
-        if manifest.truth is not None:
-            cells.append(manifest.classes[manifest.truth[row]])
-        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
-        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    write_csv_rows(buffer, rows())
     return buffer.getvalue()
+
+
+def write_csv_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as lines of CSV; None becomes an empty cell."""
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for cells in rows:
+        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
+        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
 
 
 def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifest:
@@ -214,10 +223,10 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
     class_ids = {name: i for i, name in enumerate(classes)}
     labels, splits, truth = array("i"), array("b"), array("i")
 
-    def paths(rows: Iterator[list[str]]) -> Iterator[str]:
+    def paths(rows: Iterator[list[str]], has_truth: bool) -> Iterator[str]:
         last = ""
         for path, label, split, *true_label in rows:
-            if not is_inside(path) or path <= last:
+            if not is_inside(path) or path <= last or len(true_label) != has_truth:
                 raise ValueError(f"path {path!r}")
             last = path
             labels.append(class_ids[label])
@@ -233,9 +242,7 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
             header = next(reader)
             if header not in (["path", "label", "split"], ["path", "label", "split", "true_label"]):
                 raise ValueError(f"columns {header}")
-            table = StringTable(paths(reader))
-            if len(truth) != (len(table) if len(header) == 4 else 0):
-                raise ValueError("ragged rows")
+            table = StringTable(paths(reader, len(header) == 4))
     except FileNotFoundError as error:
         raise DataError(f"{csv_path}: no such file. The run folder is incomplete.") from error
     except (ValueError, KeyError, StopIteration, csv.Error) as error:
@@ -286,6 +293,10 @@ def _scan_folder(folder: Path, classes: Sequence[str] | None, follow_links: bool
             start = f"{prefix}/{class_folder}/" if prefix else f"{class_folder}/"
             place = os.path.join(top, class_folder)
             found = list(image_paths(place, start, outside=top, within=within))
+            if found and not class_folder.strip():
+                raise DataError(
+                    f"{top}: a class folder without a name, '{class_folder}'. Rename it."
+                )
             paths += found
             names += [class_folder.strip()] * len(found)
         if len(paths) == before:
@@ -380,9 +391,10 @@ def image_paths(
 
 def leads_out(path: str, folder: str) -> bool:
     """Tell whether a path leads, through links, to something that is not below `folder`."""
+    if not os.path.exists(path):
+        return False
     real, top = os.path.realpath(path), os.path.realpath(folder)
-    is_below = real == top or real.startswith(os.path.join(top, ""))
-    return not is_below and os.path.exists(real)
+    return real != top and not real.startswith(os.path.join(top, ""))
 
 
 def _links_refused(links: Sequence[str], root: str) -> str:
@@ -414,22 +426,23 @@ def _identity(folder: str) -> tuple[int, int]:
 
 def _nothing_found(folder: str) -> str:
     """Say what a folder without labelled images has instead."""
-    with os.scandir(folder) as entries:
-        has_loose = any(is_image_name(e.name) and not _is_folder(e) for e in entries)
     layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
-    if has_loose:
-        parent = os.path.dirname(os.path.abspath(folder))
+    if not _has_image(folder):
+        return f"{folder}: no images found. {layout}"
+    parent = os.path.dirname(os.path.abspath(folder))
+    try:
         beside = [name for name in _subfolders(parent) if _has_image(os.path.join(parent, name))]
-        if len(beside) > 1:  # it is one of the classes
-            layout = f"Did you mean {parent}, which holds class folders?"
-        return f"{folder}: images but no class sub-folders with images. {layout}"
-    return f"{folder}: no images found. {layout}"
+    except DataError:  # of a folder that nobody asked about
+        beside = []
+    if len(beside) > 1:  # it is one of the classes
+        layout = f"Did you mean {parent}, which holds class folders?"
+    return f"{folder}: images but no class sub-folders with images. {layout}"
 
 
 def _has_image(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
-            return any(is_image_name(entry.name) for entry in entries)
+            return any(is_image_name(entry.name) and not _is_folder(entry) for entry in entries)
     except OSError:
         return False
 
@@ -493,7 +506,7 @@ def _read_csv(
     root: Path | None,
     path_column: str,
     label_column: str,
-    split_column: str,
+    split_column: str | None,
     truth_column: str | None,
     classes: Sequence[str] | None,
     follow_links: bool,
@@ -502,83 +515,116 @@ def _read_csv(
     base = os.path.abspath(csv_path.parent if root is None else root)
     if not os.path.isdir(base):
         raise DataError(f"{base}: no such folder. Check --root.")
-    bases = {base, os.path.realpath(base)}
-    known = None if classes is None else set(classes)
-    rows = _Rows()
-    bad: dict[int, str] = {}  # by line
-
     lines = csv_rows(csv_path, path_column)
     header = [name.strip() for name in next(lines)[1]]
-    path_at = csv_column(csv_path, header, path_column, "--path-column")
-    label_at = csv_column(csv_path, header, label_column, "--label-column")
-    has_split = split_column in header or split_column != "split"
-    split_at = csv_column(csv_path, header, split_column, "--split-column") if has_split else None
-    truth_at = None
-    if truth_column is not None:
-        truth_at = csv_column(csv_path, header, truth_column, "--truth-column")
 
+    def column(name: str | None, option: str) -> int | None:
+        return None if name is None else csv_column(csv_path, header, name, option)
+
+    if split_column == "split" and split_column not in header:
+        split_column = None
+    reader = _RowReader(
+        header=header,
+        path_at=csv_column(csv_path, header, path_column, "--path-column"),
+        label_at=csv_column(csv_path, header, label_column, "--label-column"),
+        split_at=column(split_column, "--split-column"),
+        truth_at=column(truth_column, "--truth-column"),
+        bases=(base, os.path.realpath(base)),
+        known=None if classes is None else frozenset(classes),
+    )
+    rows = _Rows()
+    bad: dict[int, str] = {}  # by line
     for line, cells in lines:
         if len(bad) == MOST_PROBLEMS:
             break
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) > len(header):
-            bad[line] = f"{len(cells)} cells, but the header has {len(header)}"
-            continue
-        cells += [""] * (len(header) - len(cells))
-        problem = None
-        label = cells[label_at].strip()
-        split_name = "" if split_at is None else cells[split_at].strip()
-        split = SPLIT_CODES.get(split_name.lower() or "train")
-        truth = None if truth_at is None else cells[truth_at].strip()
-        no_text = next((name for name in (label, truth or "") if not is_text(name)), None)
-        path = _relative(cells[path_at], bases)
-        if not cells[path_at].strip():
-            problem = "no path. Fill it in, or delete the row."
-        elif path is None:
-            problem = f"'{legible(cells[path_at])}' lies outside {base}. Set --root."
-        elif not label:
-            problem = "no label. Fill it in, or delete the row."
-        elif no_text is not None:
-            problem = f"'{legible(no_text)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
-        elif known is not None and label not in known:
-            problem = _unknown("class", label, known)
-        elif split is None:
-            problem = _unknown("split", split_name, SPLITS)
-        elif truth == "":
-            problem = f"no true label in column '{truth_column}'"
-        elif truth is not None and known is not None and truth not in known:
-            problem = _unknown("class", truth, known)
-        if problem is None and path is not None and split is not None:
-            rows.add(path, label, split, truth, line)
-        else:
+        try:
+            rows.add(*reader.read(cells), line)
+        except ValueError as problem:
             bad[line] = str(problem)
 
     kept, conflicts = rows.distinct()
     bad |= conflicts
-    missing = []
+    missing: list[int] = []
     if check_files:
-        missing = [row for row in kept if not os.path.exists(f"{base}/{rows.paths[row]}")]
+        missing = [int(i) for i in kept if not os.path.exists(f"{base}/{rows.paths[i]}")]
+    _refuse_problems(csv_path, base, rows, kept, bad, missing)
+    leading_out = [] if follow_links else _links_out(base, (rows.paths[row] for row in kept))
+    if leading_out:
+        raise DataError(_links_refused(leading_out, base))
+    return _build(base, rows, kept, classes, str(csv_path))
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """What the cells of a CSV file mean: the places of its columns, the root, the classes."""
+
+    header: Sequence[str]
+    path_at: int
+    label_at: int
+    split_at: int | None
+    truth_at: int | None
+    bases: tuple[str, str]  # the data root, as given and without links
+    known: Collection[str] | None  # classes, None for any
+
+    def read(self, cells: Sequence[str]) -> tuple[str, str, int, str | None]:
+        """Return path, label, split code and true label; ValueError says what is wrong."""
+        if len(cells) > len(self.header):
+            raise ValueError(f"{len(cells)} cells, but the header has {len(self.header)}")
+        if not cells[self.path_at].strip():
+            raise ValueError("no path. Fill it in, or delete the row.")
+        path = _relative(cells[self.path_at], self.bases)
+        if path is None:
+            given = legible(cells[self.path_at])
+            raise ValueError(f"'{given}' lies outside {self.bases[0]}. Set --root.")
+        label = cells[self.label_at].strip()
+        if not label:
+            raise ValueError("no label. Fill it in, or delete the row.")
+        truth = None
+        if self.truth_at is not None:
+            truth = cells[self.truth_at].strip()
+            if not truth:
+                raise ValueError(f"no true label in column '{self.header[self.truth_at]}'")
+        for name in (label, label if truth is None else truth):
+            if not is_text(name):
+                raise ValueError(
+                    f"'{legible(name)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
+                )
+            if self.known is not None and name not in self.known:
+                raise ValueError(_unknown("class", name, self.known))
+        split_name = "" if self.split_at is None else cells[self.split_at].strip()
+        split = SPLIT_CODES.get(split_name.lower() or "train")
+        if split is None:
+            raise ValueError(_unknown("split", split_name, SPLITS))
+        return path, label, split, truth
+
+
+def _refuse_problems(
+    csv_path: Path,
+    base: str,
+    rows: _Rows,
+    kept: np.ndarray,
+    bad: dict[int, str],
+    missing: Sequence[int],
+) -> None:
+    """Raise DataError about `bad` lines, or where there are no rows or no files of some rows."""
     if bad:
         gone = {rows.lines[row]: f"no such file: {legible(rows.paths[row])}" for row in missing}
-        bad = gone | bad
-        raise DataError(listed([f"{csv_path}:{line}: {bad[line]}" for line in sorted(bad)]))
+        problems = gone | bad
+        raise DataError(
+            listed([f"{csv_path}:{line}: {problems[line]}" for line in sorted(problems)])
+        )
     if len(kept) == 0:
         raise DataError(f"{csv_path}: no rows below the header. Add one row per image.")
     if missing:
         places = [
             f"{csv_path}:{rows.lines[row]}: no such file: {legible(rows.paths[row])}"
             + _near_file(base, rows.paths[row])
-            for row in missing[:SHOWN]
+            for row in sorted(missing)[:SHOWN]
         ]
         raise DataError(
             f"{csv_path}: {len(missing)} of {len(kept)} files do not exist under {base}."
             " Set --root to the folder that the paths start from.\n" + listed(places, len(missing))
         )
-    leading_out = [] if follow_links else _links_out(base, (rows.paths[row] for row in kept))
-    if leading_out:
-        raise DataError(_links_refused(leading_out, base))
-    return _build(base, rows, kept, classes, str(csv_path))
 
 
 def _links_out(base: str, paths: Iterable[str]) -> list[str]:
@@ -596,7 +642,10 @@ def _links_out(base: str, paths: Iterable[str]) -> list[str]:
 
 
 def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line number, cells) of every row, the header first."""
+    """Yield (first line number, cells) of every row, the header first.
+
+    Rows of blank cells are left out; short ones are filled up to the header.
+    """
     try:
         is_file = stat.S_ISREG(os.stat(csv_path).st_mode)  # opening a pipe might wait for ever
         if not is_file:
@@ -616,8 +665,11 @@ def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]
         line = 1
         try:
             reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
+            width = 0
             for cells in reader:
-                yield line, cells
+                if width == 0 or any(cell.strip() for cell in cells):
+                    yield line, cells + [""] * (width - len(cells))
+                width = width or len(cells)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{csv_path}:{line}: not valid CSV: {error}.") from error
@@ -649,7 +701,7 @@ def column_names(header: Sequence[str]) -> str:
     return legible(", ".join(header))
 
 
-def _relative(path: str, bases: set[str]) -> str | None:
+def _relative(path: str, bases: Iterable[str]) -> str | None:
     """Return a path relative to the data root, with forward slashes; None if it leaves it."""
     path = os.path.normpath(path)
     if os.path.isabs(path):

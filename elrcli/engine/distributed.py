@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elrcli.engine.launch import launch
-from elrcli.errors import ElrError, EndedByAnother, TrainingError
+from elrcli.errors import ElrError, EndedByAnother, TrainingError, first_line
 from elrcli.methods.base import Method
 
 if TYPE_CHECKING:
@@ -184,9 +184,8 @@ def _meet() -> Store:
     except (ValueError, RuntimeError) as error:
         if store is not None and not _first_to_fail(store):  # it failed while this one was coming
             raise EndedByAnother(1) from error
-        problem = str(error).strip().split("\n")[0]
         raise TrainingError(
-            f"the processes cannot meet ({problem}). Start them with torchrun."
+            f"the processes cannot meet ({first_line(error)}). Start them with torchrun."
         ) from error
     return store
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import elrcli
+from elrcli.errors import first_line
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 # What training needs, by the name of its package, each after what it needs itself.
@@ -129,8 +130,3 @@ def packages_check() -> Check:
             return Check("packages", PROBLEM, problem, remedy, versions)
     finding = ", ".join(f"{name} {versions[name]}" for name in SHOWN)
     return Check("packages", OK, finding, None, versions)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -19,7 +19,7 @@ import elrcli
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.engine.checkpoints import write_tensors
 from elrcli.engine.predict import Predictor
-from elrcli.errors import ConfigError, ModelError, RunError
+from elrcli.errors import ConfigError, ModelError, RunError, first_line
 from elrcli.models import (
     Preprocessing,
     is_from_timm,
@@ -250,4 +250,4 @@ def _cause(error: BaseException) -> str:
     """Return the first line of the error that all others came from."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().split("\n")[0][:160] or type(error).__name__
+    return first_line(error)

@@ -25,7 +25,7 @@ from elrcli.engine.memory import memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.training import Training
-from elrcli.errors import ConfigError, DataError, ModelError, RunError, legible
+from elrcli.errors import ConfigError, DataError, ModelError, RunError, first_line, legible
 from elrcli.methods.table import row_columns
 from elrcli.models import (
     Preprocessing,
@@ -156,9 +156,8 @@ def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) ->
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        message = str(error).strip().split("\n")[0]
         raise RunError(
-            f"{run.checkpoint_folder}: does not fit the run ({message}). Train again."
+            f"{run.checkpoint_folder}: does not fit the run ({first_line(error)}). Train again."
         ) from None
     if group.is_first:
         training.save_tables()  # a kill may have come between the checkpoint and these

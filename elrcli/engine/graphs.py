@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elrcli.engine.device import Runtime, blank_images
+from elrcli.errors import first_line
 from elrcli.methods.base import modes_kept
 from elrcli.models import Preprocessing
 
@@ -206,7 +207,7 @@ def replay_on_gpu(
                     buffer.copy_(saved)
             captured[network] = ReplayedForward(network, *passes)
     except RuntimeError as error:  # of whatever cannot be captured, and out of memory
-        return str(error).strip().split("\n")[0]
+        return first_line(error)
     finally:
         torch.cuda.empty_cache()  # of the passes before capturing
     for network, forward in captured.items():

@@ -31,12 +31,12 @@ from elrcli.engine.device import (
     usable_cores,
     worker_count,
 )
-from elrcli.engine.doctor import OK, PROBLEM, WARNING, Check, first_line
+from elrcli.engine.doctor import OK, PROBLEM, WARNING, Check
 from elrcli.engine.export import check_packages
 from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.memory import free_host_memory, free_memory, total_host_memory, total_memory
 from elrcli.engine.tensorboard import writer_class
-from elrcli.errors import ElrError, ModelError
+from elrcli.errors import ElrError, ModelError, first_line
 from elrcli.models import create_network, preprocessing, weights_cache, why_hub_is_silent
 from elrcli.run import RUNS
 from elrcli.tables import table_format
@@ -327,38 +327,37 @@ def compile_check(runtime: Runtime | None) -> Check:
     facts = {"compiler": command}
     if problem is not None:
         return Check("torch.compile", WARNING, f"--compile cannot work: {problem}", remedy, facts)
-    return Check("torch.compile", OK, f"{shlex.join(command or [])} works", None, facts)
+    return Check("torch.compile", OK, f"{command} works", None, facts)
 
 
-def _compiler(is_gpu: bool) -> list[str] | None:
+def _compiler(is_gpu: bool) -> str | None:
     """Return the command that torch would take: of C for its GPU kernels, of C++ for the CPU's."""
-    named = os.environ.get("CC" if is_gpu else "CXX")
-    if named:
-        return shlex.split(named)
+    named = os.environ.get("CC" if is_gpu else "CXX", "").strip()
     names = ("gcc", "clang") if is_gpu else ("g++", "clang++")
-    return next(([name] for name in names if shutil.which(name)), None)
+    return named or next(filter(shutil.which, names), None)
 
 
-def _why_it_does_not_compile(command: list[str]) -> str | None:
+def _why_it_does_not_compile(command: str) -> str | None:
     with tempfile.TemporaryDirectory(prefix="elr-doctor-") as folder:
         source = Path(folder) / "line.cpp"
         source.write_text("#include <Python.h>\n")
         headers = sysconfig.get_path("include")
-        words = [*command, "-x", "c++" if "++" in command[0] else "c", f"-I{headers}", "-c"]
         try:
+            program, *words = shlex.split(command)
+            words += ["-x", "c++" if "++" in program else "c", f"-I{headers}", "-c", str(source)]
             done = subprocess.run(
-                [*words, str(source), "-o", str(Path(folder) / "line.o")],
+                [program, *words, "-o", str(Path(folder) / "line.o")],
                 capture_output=True,
                 text=True,
                 errors="replace",
                 timeout=SECONDS_COMPILING,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return first_line(error)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            return first_line(error)  # ValueError: a command with half a quotation
     if done.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if "error" in line]
-    return (lines or ["the compiler fails"])[0].partition("error: ")[2] or "the compiler fails"
+    problems = (line.partition("error: ")[2] for line in done.stderr.splitlines())
+    return next(filter(None, problems), "the compiler fails")
 
 
 def image_check() -> Check:
@@ -442,7 +441,8 @@ def extras_check() -> Check:
             missing.append(name)
     installed = [name for name in EXTRAS if name not in missing]
     parts = [_listed(installed)] if installed else []
-    parts += [f"without {_listed(missing)}: pip install 'elr[{','.join(missing)}]'"] * bool(missing)
+    if missing:
+        parts.append(f"without {_listed(missing)}: pip install 'elr[{','.join(missing)}]'")
     facts = {"installed": installed, "missing": missing}
     return Check("extras", OK, "; ".join(parts), None, facts)
 

@@ -60,7 +60,7 @@ from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.optimizers import restore_optimizer
 from elrcli.engine.samples import OwnSamples
 from elrcli.engine.unreadable import UnreadableImages
-from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError
+from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError, first_line
 from elrcli.methods.averages import WeightAverage
 from elrcli.models import Preprocessing, members, training_mode
 from elrcli.run import RunFolder, csv_text, write_text
@@ -328,7 +328,7 @@ class Training:
                 traceback.clear_frames(error.__traceback__)  # they hold activations
                 raise OutOfMemory(self._memory_remedy()) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                problem = str(error).strip().split("\n")[0]
+                problem = first_line(error)
                 raise TrainingError(f"--compile failed ({problem}). Leave it out.") from error
             if is_lost(error):
                 raise TrainingError(

@@ -301,27 +301,27 @@ def _claim(folder: Path, description: Mapping[str, Any], *, overwrite: bool) -> 
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file. Choose another --out.")
     if folder.is_dir() and any(folder.iterdir()):
-        if not file.is_file():
+        try:
+            found = read_json_object(file) if file.is_file() else {}
+        except ConfigError as error:
+            raise RunError(str(error)) from None
+        if not found.keys() >= description.keys():
             raise RunError(f"{folder}: not empty and not a search. Choose another --out.")
         if not overwrite:
-            _check_same(file, description)
+            _check_same(folder, found, description)
             return
         shutil.rmtree(folder / "trials", ignore_errors=True)
     write_text(file, json_text(description))
 
 
-def _check_same(file: Path, description: Mapping[str, Any]) -> None:
-    try:
-        found = read_json_object(file)
-    except ConfigError as error:
-        raise RunError(str(error)) from None
+def _check_same(folder: Path, found: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     for part, text in (
         ("settings", "has other settings"),
         ("grid", "has another grid"),
         ("samples", "was made on other data, or the data has changed"),
     ):
-        if found.get(part) != json.loads(json.dumps(description[part])):
-            raise RunError(f"{file.parent}: {text}. Add --overwrite, or choose another --out.")
+        if found[part] != json.loads(json.dumps(description[part])):
+            raise RunError(f"{folder}: {text}. Add --overwrite, or choose another --out.")
 
 
 def _run_trial(
@@ -345,7 +345,7 @@ def _run_trial(
     if not group.from_first(reached.is_file):
         watcher = _TrialObserver(observer, f"run {title}")
         try:
-            if group.from_first(lambda: run.is_run() and has_checkpoint(run.checkpoint_folder)):
+            if group.from_first(lambda: _can_go_on(run, config.device)):
                 resume(run.path, observer=watcher, for_audit=False)
             else:
                 group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
@@ -366,6 +366,13 @@ def _run_trial(
         raise DataError(f"{config.data}: no validation image can be read.")
     observer.note(f"{title}: {candidate}, {epochs} epochs: {hits.mean():.1%}")
     return hits
+
+
+def _can_go_on(run: RunFolder, device: str) -> bool:
+    """Tell whether there is a checkpoint of a run on `device`: the search may have moved."""
+    if not run.is_run() or not has_checkpoint(run.checkpoint_folder):
+        return False
+    return run.train_config().device == device
 
 
 def _hits_text(run: RunFolder, manifest: Manifest) -> str:

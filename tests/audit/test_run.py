@@ -12,6 +12,7 @@ import pytest
 
 from elrcli.audit.run import TABLE_COLUMNS, audit_run
 from elrcli.config import TrainConfig
+from elrcli.engine.distributed import Group
 from elrcli.engine.fit import fit
 from elrcli.errors import ConfigError, DataError, RunError
 from elrcli.run import RunFolder
@@ -126,6 +127,27 @@ def test_other_data_leaves_the_audit_of_the_run_alone(trained, tmp_path, monkeyp
     assert (result.folder / "audit.csv").is_file()
 
 
+def test_all_processes_name_the_folder_of_the_first(trained, tmp_path, monkeypatch):
+    class SecondOfTwo(Group):
+        def from_first(self, make):
+            return tmp_path / "told"
+
+    run, _ = trained
+    write_shapes(tmp_path / "new", per_class=4, size=48, seed=9)
+    monkeypatch.setattr("elrcli.audit.run.current_group", lambda: SecondOfTwo(rank=1))
+    assert audit_run(run.path, data=tmp_path / "new").folder == tmp_path / "told"
+    assert not (tmp_path / "told").exists()
+
+
+def test_other_data_without_a_readable_image_are_named(trained, tmp_path):
+    run, truth = trained
+    for label in sorted({*truth.values()}):
+        (tmp_path / "new" / label).mkdir(parents=True)
+        (tmp_path / "new" / label / "1.png").touch()
+    with pytest.raises(DataError, match=r"new: no image can be predicted\. circle/1\.png: "):
+        audit_run(run.path, tmp_path / "out", data=tmp_path / "new")
+
+
 def test_unknown_classes_in_other_data_are_refused(trained, tmp_path):
     run, _ = trained
     write_shapes(tmp_path / "new", per_class=2, classes=("circle", "star"), size=48)
@@ -151,6 +173,15 @@ def test_paths_of_the_truth_are_named_as_those_of_the_data(trained, tmp_path, na
     )
     options = {"report": False, "truth": path, "path_column": "file"}
     assert audit_run(run.path, tmp_path / "out", **options).summary["truth"]["errors"] > 0
+
+
+def test_splits_in_the_truth_do_not_matter(trained, tmp_path):
+    run, truth = trained
+    path = tmp_path / "truth.csv"
+    rows = "".join(f"{name},{label},fold 7\n" for name, label in truth.items())
+    path.write_text(f"path,true_label,split\n{rows}")
+    result = audit_run(run.path, tmp_path / "out", report=False, truth=path)
+    assert result.summary["truth"]["errors"] > 0
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,22 @@ def test_what_the_encoding_of_stdout_lacks_is_named():
     done = program("elr show 猫.png", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr == (b"error: stdout: no '\\u732b' in latin-1. Set PYTHONIOENCODING=utf-8.\n")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("train", "{}"),
+        ("train", "data", "--out", "{}", "--device", "cpu"),
+        ("audit", "{}"),
+        ("predict", "{}", "x.png"),
+        ("apply", "{}", "d.csv", "--out", "o.csv"),
+        ("noise", "{}", "--out", "n.csv", "--rate", "0.1"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_named(elr, typed):
+    name = "x" * 300
+    outcome = elr(*(word.format(name) for word in typed))
+    assert (outcome.code, outcome.out) == (1, "")
+    place = f"error: {'x' * 200}...: "
+    assert outcome.err == f"{place}File name too long. Check the path and who may use it.\n"

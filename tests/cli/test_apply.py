@@ -134,6 +134,23 @@ def test_a_corrected_folder(elr, run, mode):
     assert Path("data/cat/0002.png").is_file()  # the user's folder is as it was
 
 
+def test_images_that_no_folder_shows_are_counted(elr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ("cat", ".dog.png", "cat.png", "dog.PNG")
+    for path in paths:
+        Path(path).touch()
+    rows = "".join(f"{path},{path.strip('.')[:3]}\n" for path in paths)
+    Path("data.csv").write_text(f"path,label\n{rows}")
+    run = make_run(Path("data.csv"))
+    Path("decisions.csv").write_text("path,label,decision,new_label\n")
+    outcome = elr("apply", run, "decisions.csv", "--out", "fixed")
+    assert "2 images will not be found in a folder" in outcome.err
+    assert len(load_data(Path("fixed"))) == len(paths) - 2
+    outcome = elr("apply", run, "decisions.csv", "--out", "all.csv")
+    assert "not be found" not in outcome.err
+    assert len(load_data(Path("all.csv"))) == len(paths)
+
+
 def test_given_splits_are_kept(elr, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_shapes(Path("data/train"), per_class=4, classes=("cat", "dog"), size=8)

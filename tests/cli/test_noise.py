@@ -71,6 +71,12 @@ def test_a_matrix_of_certainties(elr, data):
     assert flips("n.csv") == {("cat", "dog"): 20}
 
 
+def test_a_matrix_with_a_byte_order_mark(data):
+    Path("m.csv").write_text("1,0,0\n0,0,1\n0,0,1\n", encoding="utf-8-sig")
+    api.make_noise(data, "n.csv", kind="matrix", matrix="m.csv")
+    assert flips("n.csv") == {("cat", "dog"): 20}
+
+
 def test_instance_noise_has_about_the_rate(elr, data):
     assert elr("noise", data, "-o", "n.csv", "--kind", "instance", "--rate", 0.3).code == 0
     assert 8 <= sum(flips("n.csv").values()) <= 28  # 18 on average

@@ -57,6 +57,8 @@ def test_nul_bytes_are_named_by_line(data):
     assert problem_of(path).startswith("3: 'y\\x00' is not UTF-8 text.")
     path = write(data, "path,label\na.png,x\nb\0.png,y\n")
     assert "3: no such file: b\\x00.png" in problem_of(path)
+    unchecked = write(data, "path,label\na.png,x\nfolder\0/b.png,y\n")
+    assert len(load_data(unchecked, check_files=False)) == 2
 
 
 def test_a_file_without_line_ends_is_not_read_into_memory(data, monkeypatch):

@@ -165,6 +165,19 @@ def test_one_class_folder_leads_to_the_folder_above(tmp_path):
     assert "Put images into one sub-folder per class" in error_of(tmp_path / "alone/c")
 
 
+def test_the_folder_above_need_not_be_listed(tmp_path, monkeypatch):
+    touch(tmp_path, "cat/1.png", "dog/2.png")
+    scandir = os.scandir
+
+    def closed(folder: str):
+        if folder == str(tmp_path):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert f"{tmp_path / 'cat'}: images but no class sub-folders" in error_of(tmp_path / "cat")
+
+
 def test_without_train_the_names_of_splits_are_classes(tmp_path):
     touch(tmp_path, "val/1.png", "test/2.png")
     assert load_data(tmp_path).classes == ("test", "val")
@@ -324,6 +337,11 @@ def test_class_names_that_are_not_utf8_are_refused(tmp_path):
     assert "class 'caf\\udce9' is not UTF-8 text" in error_of(tmp_path)
 
 
+def test_a_class_folder_needs_a_name(tmp_path):
+    touch(tmp_path, "cat/1.png", " /2.png")
+    assert error_of(tmp_path) == f"{tmp_path}: a class folder without a name, ' '. Rename it."
+
+
 def test_hundred_thousand_names_need_no_call_per_file(tmp_path, monkeypatch):
     touch(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(50)))
     calls = []
@@ -390,6 +408,11 @@ def test_split_names(tmp_path, name, code):
     text = f"path,label,split\na.png,x,{name}\nb.png,y,train\n"
     manifest = load_data(write_csv(tmp_path, text, "a.png", "b.png"))
     assert manifest.splits.tolist() == [code, 0]
+
+
+def test_without_a_split_column_no_splits_are_read(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label,split\na.png,x,7\nb.png,y,8\n", "a.png", "b.png")
+    assert load_data(csv_path, split_column=None).splits.tolist() == [0, 0]
 
 
 def test_columns_by_other_names(tmp_path):
@@ -515,6 +538,12 @@ def test_five_missing_files_are_listed(tmp_path):
     assert "7 of 7 files do not exist" in first
     assert places == [f"{csv_path}:{i + 2}: no such file: {i}.png" for i in range(5)]
     assert last == "and 2 more"
+
+
+def test_missing_files_are_listed_line_by_line(tmp_path):
+    csv_path = write_csv(tmp_path, "path,label\nb.png,x\na.png,y\n")
+    _, *places = error_of(csv_path).splitlines()
+    assert places == [f"{csv_path}:2: no such file: b.png", f"{csv_path}:3: no such file: a.png"]
 
 
 def test_a_missing_file_in_a_missing_folder_has_no_hint(tmp_path):
@@ -748,6 +777,7 @@ def test_a_manifest_read_back_has_an_absolute_root(tmp_path, monkeypatch):
         "path,label,split\na,x\n",
         "path,label,split\na,x,later\n",
         "path,label,split,true_label\na,x,train\n",
+        "path,label,split,true_label\na,x,train\nb,x,train,x,x\n",
         "path,label,split\nb,x,train\na,x,train\n",
         "path,label,split\na,x,train\na,x,val\n",
         "path,label,split\n../a,x,train\n",

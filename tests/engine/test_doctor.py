@@ -325,8 +325,8 @@ def test_a_compiler_that_works(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("runtime", "language"), [(CPU, "C++"), (CUDA, "C"), (None, "C++")])
 def test_without_a_compiler(monkeypatch, runtime, language):
-    for name in ("CC", "CXX"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("CXX", " ")
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     assert brief(machine.compile_check(runtime)) == (
         "warning",
@@ -346,6 +346,8 @@ def test_a_compiler_without_the_headers_of_python(monkeypatch, tmp_path):
     assert machine.compile_check(CUDA).finding == ("--compile cannot work: Python.h: No such file")
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     assert "the package triton is missing" in machine.compile_check(CUDA).finding
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert "No closing quotation" in machine.compile_check(CPU).finding
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert "No such file or directory" in machine.compile_check(CPU).finding
 

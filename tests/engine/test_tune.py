@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -219,10 +220,13 @@ def test_changed_data_are_noticed(config, tmp_path, trained, monkeypatch):
 
 
 def test_a_folder_with_other_things_is_left_alone(config, tmp_path, trained):
-    (tmp_path / "notes.txt").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(RunError, match="not empty and not a search"):
-            tune(config, tmp_path, **GRID, overwrite=overwrite)
+    (tmp_path / "trials").mkdir()
+    for name in ("notes.txt", "trials/notes.txt", "tune.json"):
+        (tmp_path / name).write_text("{}")
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match="not empty and not a search"):
+                tune(config, tmp_path, **GRID, overwrite=overwrite)
+    assert (tmp_path / "trials/notes.txt").is_file()
     with pytest.raises(RunError, match="is a file"):
         tune(config, tmp_path / "notes.txt", **GRID)
 
@@ -321,6 +325,22 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_trained(config, tm
     (killed / "checkpoint").mkdir(exist_ok=True)  # without a file in it
     tune(config, tmp_path / "t", **GRID)
     assert len(trained) == 6
+
+
+@pytest.mark.parametrize(("device", "goes_on"), [("cpu", True), ("cuda:9", False)])
+def test_a_run_goes_on_only_on_its_device(config, tmp_path, trained, monkeypatch, device, goes_on):
+    """A search may go on with another, and a run would not."""
+    tune(config, tmp_path / "t", **GRID)
+    stopped = next((tmp_path / "t/trials").glob("4-epochs*"))
+    (stopped / "validation.txt").unlink()
+    (stopped / "checkpoint").mkdir()
+    (stopped / "checkpoint/000001.safetensors").touch()
+    settings = config.replace(device=device).to_dict()
+    (stopped / "config.json").write_text(json.dumps({"elr": "0", "settings": settings}))
+    resumed = []
+    monkeypatch.setattr(search, "resume", lambda run, **_: resumed.append(run))
+    tune(config, tmp_path / "t", **GRID)
+    assert resumed == ([stopped] if goes_on else [])
 
 
 def test_validation_marks_follow_the_manifest(config, tmp_path):
