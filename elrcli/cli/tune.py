@@ -126,21 +126,23 @@ def tune_lines(result: TuneResult) -> list[str]:
         f"Share of {result.val_images:,} validation labels predicted, after",
         *aligned(header, rows, left=0),
         "",
-        *(_reason(name, choice) for name, choice in result.choices.items()),
+        *(_reason(names, choice) for names, choice in result.choices.items()),
         f"The search took as much training as {result.cost:.0%} of its grid.",
     ]
 
 
-def _reason(name: str, choice: Choice) -> str:
+def _reason(names: Sequence[str], choice: Choice) -> str:
     """Return what was picked in one step, and why."""
-    pick, best = (f"{getattr(each, name):g}" for each in (choice.pick, choice.best))
-    title = option_name(name).removeprefix("--")
-    if choice.within == 1:
-        return f"{title} {pick}: the best of {choice.compared}."
-    return (
-        f"{title} {pick}: the nearest to the default among {choice.within} that cannot be told"
-        f" apart; {best} is ahead."
+    pick, best = (
+        ", ".join(f"{option_name(name)[2:]} {getattr(each, name):g}" for name in names)
+        for each in (choice.pick, choice.best)
     )
+    if choice.within == 1:
+        return f"{pick}: the best of {choice.compared}."
+    alike = f"{choice.within} of {choice.compared} cannot be told apart"
+    if pick == best:
+        return f"{pick}: the best, but {alike}."
+    return f"{pick}: the nearest to the defaults, for {alike}; {best} is ahead."
 
 
 def _share(reached: dict[Any, float | None], key: tuple[Any, int]) -> str:

@@ -1,7 +1,8 @@
-"""A short search over learning rate, beta and lambda, one after the other.
+"""A short search over learning rate, lambda and beta, one after the other.
 
 Short runs choose the learning rate. What lambda and beta do shows only once a network begins to
-memorise: their runs take what is left of a quarter of the cost of the whole grid. The criterion is
+memorise: their runs take what is left of a quarter of the cost of the whole grid. Another beta is
+tried with the lambda that makes up for it, because it weakens the early targets. The criterion is
 the share of validation images whose given label is predicted, at the end of a run. Every run has
 the whole learning-rate schedule, squeezed into its epochs, and the same validation rows: more than
 the training itself would hold out, where they are few.
@@ -13,14 +14,14 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from elrcli.config import TrainConfig, read_json_object
+from elrcli.config import TrainConfig, option_name, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import automatic_lr
@@ -64,6 +65,17 @@ class Candidate(NamedTuple):
             + abs(math.log(self.lr / other.lr))
         )
 
+    def with_beta(self, beta: float, lambdas: Sequence[float]) -> Candidate:
+        """Return this one with another beta and that of `lambdas` which makes up for it.
+
+        The targets of the first epochs grow with `1 - beta`, so `lam * (1 - beta)` is kept.
+        """
+        if beta == self.beta:
+            return self
+        even = self.lam * (1 - self.beta) / (1 - beta)
+        lam = min(lambdas, key=lambda each: abs(math.log((1 + each) / (1 + even))))
+        return Candidate(lam, beta, self.lr)
+
 
 class Trial(NamedTuple):
     """One run of the search."""
@@ -89,7 +101,7 @@ class TuneResult:
     folder: Path
     config: TrainConfig  # the whole training with the pick
     pick: Candidate
-    choices: dict[str, Choice]  # by field of Candidate, in the order of the search
+    choices: dict[tuple[str, ...], Choice]  # by fields of Candidate, in the order of the search
     trials: list[Trial]  # in the order of training
     val_images: int
     cost: float  # epochs trained, as a share of the whole grid's
@@ -98,16 +110,15 @@ class TuneResult:
         """Return everything but the config as plain values for JSON."""
         return {
             "folder": str(self.folder),
-            "pick": _plain(self.pick),
+            "pick": _plain(self.pick, Candidate._fields),
             "steps": [
                 {
-                    "setting": "lambda" if name == "lam" else name,
-                    "pick": getattr(choice.pick, name),
-                    "best": getattr(choice.best, name),
+                    "pick": _plain(choice.pick, names),
+                    "best": _plain(choice.best, names),
                     "within": choice.within,
                     "compared": choice.compared,
                 }
-                for name, choice in self.choices.items()
+                for names, choice in self.choices.items()
             ],
             "val_images": self.val_images,
             "cost": self.cost,
@@ -154,35 +165,38 @@ def tune(
     group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
 
     sizes = {name: len(values) for name, values in grid.items()}
-    epochs, planned = plan_epochs(sizes, config.epochs)
+    short, long, planned = plan_epochs(sizes, config.epochs)
     observer.note(
         f"{folder}: {planned} epochs in all, like {planned / config.epochs:.1f} whole trainings"
     )
     pick = Candidate(**{name: _nearest(name, grid[name], default) for name in grid})
-    choices: dict[str, Choice] = {}
+    choices: dict[tuple[str, ...], Choice] = {}
     done: list[Trial] = []
-    for name, values in grid.items():
-        if len(values) == 1:
+    steps: tuple[tuple[tuple[str, ...], int, Callable[[Candidate], list[Candidate]]], ...] = (
+        (("lr",), short, lambda at: [at._replace(lr=lr) for lr in grid["lr"]]),
+        (("lam",), long, lambda at: [at._replace(lam=lam) for lam in grid["lam"]]),
+        (("lam", "beta"), long, lambda at: [at.with_beta(b, grid["lam"]) for b in grid["beta"]]),
+    )
+    for names, length, beside in steps:
+        candidates = beside(pick)
+        if len(candidates) == 1:
             continue
         hits: dict[Candidate, np.ndarray] = {}
-        for number, value in enumerate(values, 1):
-            candidate = pick._replace(**{name: value})
-            title = f"{number} of {len(values)}"
-            predicted = _run_trial(
-                searched, candidate, epochs[name], manifest, folder, title, observer
-            )
-            trial = Trial(candidate, epochs[name], None)
+        for number, candidate in enumerate(candidates, 1):
+            title = f"{number} of {len(candidates)}"
+            predicted = _run_trial(searched, candidate, length, manifest, folder, title, observer)
+            trial = Trial(candidate, length, None)
             if predicted is not None:
                 hits[candidate] = predicted
                 trial = trial._replace(agreement=float(predicted.mean()))
-            if trial not in done:  # one value of lambda has been trained with for beta
+            if trial not in done:  # what has been picked is compared again
                 done.append(trial)
             if group.is_first:
                 write_text(folder / "trials.csv", _table(done))
         if not hits:
             raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
-        choices[name] = choose(hits, default)
-        pick = choices[name].pick
+        choices[names] = choose(hits, default)
+        pick = choices[names].pick
     return TuneResult(
         folder=folder,
         config=config.replace(**pick._asdict()),
@@ -205,11 +219,12 @@ def search_fraction(fraction: float, images: int) -> float:
     return max(fraction, min(LARGEST_SHARE, ENOUGH / images))
 
 
-def plan_epochs(sizes: Mapping[str, int], epochs: int) -> tuple[dict[str, int], int]:
-    """Return the length of the runs for each of `lr`, `lam` and `beta`, and the sum of them all.
+def plan_epochs(sizes: Mapping[str, int], epochs: int) -> tuple[int, int, int]:
+    """Return the epochs of a run for the rate, of one for lambda or beta, and of all runs.
 
-    `sizes` are the numbers of values, `epochs` the length of the training that the search is for.
-    The runs for lambda and beta share what the short ones leave of COST, but have at least LONG.
+    `sizes` are the numbers of values of `lr`, `lam` and `beta`, `epochs` the length of the training
+    that the search is for. The long runs share what the short ones leave of COST, but have at
+    least LONG.
     """
     short_runs = sizes["lr"] if sizes["lr"] > 1 else 0
     long_runs = sizes["lam"] + sizes["beta"] - 1  # the second comparison has one run already
@@ -220,7 +235,7 @@ def plan_epochs(sizes: Mapping[str, int], epochs: int) -> tuple[dict[str, int], 
     share = int(left / max(long_runs, 1))
     long = min(epochs, max(MIN_EPOCHS, round(LONG * epochs), share))
     planned = short_runs * short + long_runs * long
-    return {"lr": short, "lam": long, "beta": long}, planned
+    return short, long, planned
 
 
 def choose(hits: Mapping[Candidate, np.ndarray], default: Candidate) -> Choice:
@@ -261,7 +276,7 @@ def _grid(
     """Return the values by field of Candidate in the order of the search, each checked."""
     grid = {
         name: [getattr(config.replace(**{name: value}), name) for value in dict.fromkeys(values)]
-        for name, values in (("lr", lrs), ("beta", betas), ("lam", lambdas))
+        for name, values in (("lr", lrs), ("lam", lambdas), ("beta", betas))
     }
     if min(grid["lr"], default=0.0) <= 0:
         raise ConfigError("--lrs: needs learning rates above 0.")
@@ -396,11 +411,14 @@ class _TrialObserver(Observer):
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    return _plain(trial.candidate) | {"epochs": trial.epochs, "val_agreement": trial.agreement}
+    return _plain(trial.candidate, Candidate._fields) | {
+        "epochs": trial.epochs,
+        "val_agreement": trial.agreement,
+    }
 
 
-def _plain(candidate: Candidate) -> dict[str, float]:
-    return {"lambda": candidate.lam, "beta": candidate.beta, "lr": candidate.lr}
+def _plain(candidate: Candidate, names: Sequence[str]) -> dict[str, float]:
+    return {option_name(name).removeprefix("--"): getattr(candidate, name) for name in names}
 
 
 def _table(trials: Sequence[Trial]) -> str:

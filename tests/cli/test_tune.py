@@ -28,8 +28,8 @@ def _found(tmp_path, monkeypatch) -> None:
             trials=[*trials, Trial(OTHER, 8, 0.72), Trial(Candidate(7.0, 0.7, 0.003), 2, None)],
             pick=DEFAULT,
             choices={
-                "lr": Choice(DEFAULT, DEFAULT, 1, 3),
-                "lam": Choice(DEFAULT, OTHER, 2, 2),
+                ("lr",): Choice(DEFAULT, DEFAULT, 1, 3),
+                ("lam",): Choice(DEFAULT, OTHER, 2, 2),
             },
             val_images=100,
             cost=0.25,
@@ -50,7 +50,8 @@ def test_table_pick_and_command_on_stdout(elr):
         "     7   0.7  0.003    failed",
         "",
         "lr 0.001: the best of 3.",
-        "lambda 3: the nearest to the default among 2 that cannot be told apart; 1 is ahead.",
+        "lambda 3: the nearest to the defaults, for 2 of 2 cannot be told apart;"
+        " lambda 1 is ahead.",
         "The search took as much training as 25% of its grid.",
         "",
         "elr train 'my photos' --lambda 3 --beta 0.7 --epochs 16 --lr 0.001 --no-flip",
@@ -64,8 +65,8 @@ def test_json_on_stdout(elr):
         found = json.loads(outcome.out)
         assert found["pick"] == {"lambda": 3.0, "beta": 0.7, "lr": 0.001}
         assert found["steps"] == [
-            {"setting": "lr", "pick": 0.001, "best": 0.001, "within": 1, "compared": 3},
-            {"setting": "lambda", "pick": 3.0, "best": 1.0, "within": 2, "compared": 2},
+            {"pick": {"lr": 0.001}, "best": {"lr": 0.001}, "within": 1, "compared": 3},
+            {"pick": {"lambda": 3.0}, "best": {"lambda": 1.0}, "within": 2, "compared": 2},
         ]
         assert (found["val_images"], found["cost"]) == (100, 0.25)
         assert found["folder"] == "t"

@@ -48,6 +48,15 @@ def test_settings_are_apart_by_factors():
     assert DEFAULT.distance(Candidate(3.0, 0.9, 0.003)) == pytest.approx(2 * math.log(3))
 
 
+@pytest.mark.parametrize(
+    ("lam", "beta", "other", "picked"),
+    [(1, 0.7, 0.9, 3), (3, 0.7, 0.9, 7), (7, 0.7, 0.9, 7), (3, 0.7, 0.7, 3), (3, 0.9, 0.7, 1)],
+)
+def test_another_beta_has_the_lambda_that_makes_up_for_it(lam, beta, other, picked):
+    candidate = Candidate(lam, beta, 0.01).with_beta(other, (1, 3, 7))
+    assert candidate == (picked, other, 0.01)
+
+
 def marks(text: str) -> np.ndarray:
     return np.array([mark == "1" for mark in text])
 
@@ -75,17 +84,16 @@ def test_one_image_is_no_difference():
 
 def test_a_search_costs_a_quarter_of_its_grid():
     """3 * 2 * 3 settings of 16 epochs: a quarter is 72 = 3 * 2 + 4 * 16 + 2."""
-    grid = {"lr": 3, "lam": 3, "beta": 2}
-    assert plan_epochs(grid, 16) == ({"lr": 2, "lam": 16, "beta": 16}, 70)
+    assert plan_epochs({"lr": 3, "lam": 3, "beta": 2}, 16) == (2, 16, 70)
     for lr, lam, beta, epochs in ((2, 3, 2, 16), (3, 5, 4, 15), (3, 3, 2, 40)):
-        _, planned = plan_epochs({"lr": lr, "lam": lam, "beta": beta}, epochs)
+        _, _, planned = plan_epochs({"lr": lr, "lam": lam, "beta": beta}, epochs)
         assert planned <= lr * lam * beta * epochs / 4
 
 
 def test_runs_that_would_be_too_short_to_compare_are_longer():
-    assert plan_epochs({"lr": 1, "lam": 3, "beta": 1}, 16) == ({"lr": 2, "lam": 8, "beta": 8}, 24)
-    assert plan_epochs({"lr": 3, "lam": 1, "beta": 1}, 16)[1] == 3 * 2
-    assert plan_epochs({"lr": 3, "lam": 3, "beta": 2}, 1) == ({"lr": 1, "lam": 1, "beta": 1}, 7)
+    assert plan_epochs({"lr": 1, "lam": 3, "beta": 1}, 16) == (2, 8, 24)
+    assert plan_epochs({"lr": 3, "lam": 1, "beta": 1}, 16)[2] == 3 * 2
+    assert plan_epochs({"lr": 3, "lam": 3, "beta": 2}, 1) == (1, 1, 7)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +157,16 @@ def test_one_setting_after_the_other(config, tmp_path, trained):
     assert [(call.epochs, call.lr, call.lam, call.beta) for call in trained] == [
         (2, 0.01, 3.0, 0.7),  # with lambda and beta of the defaults
         (2, 0.02, 3.0, 0.7),
-        (4, 0.01, 3.0, 0.7),  # (8 * 8 / 4 - 2 * 2) / 3 epochs
-        (4, 0.01, 3.0, 0.5),
-        (4, 0.01, 1.0, 0.7),  # lambda 3 has been trained with
+        (4, 0.01, 1.0, 0.7),  # (8 * 8 / 4 - 2 * 2) / 3 epochs
+        (4, 0.01, 3.0, 0.7),
+        (4, 0.01, 1.0, 0.5),  # lambda 1, beta 0.7 has been trained with
     ]
     assert result.pick == Candidate(1.0, 0.7, 0.01)
     assert result.config == config.replace(lam=1.0, beta=0.7, lr=0.01)
-    assert [(name, each.within, each.compared) for name, each in result.choices.items()] == [
-        ("lr", 1, 2),
-        ("beta", 2, 2),
-        ("lam", 1, 2),
+    assert [(names, each.within, each.compared) for names, each in result.choices.items()] == [
+        (("lr",), 1, 2),
+        (("lam",), 1, 2),
+        (("lam", "beta"), 2, 2),
     ]
     assert result.trials[0] == Trial(Candidate(3.0, 0.7, 0.01), 2, 116 / 150)
     assert (result.val_images, result.cost) == (7, 16 / 64)
@@ -177,15 +185,16 @@ def test_one_setting_after_the_other(config, tmp_path, trained):
 def test_the_grid_around_the_automatic_rate(config, tmp_path, trained):
     result = tune(config, tmp_path / "t")
     assert [call.lr for call in trained[:3]] == [0.006, 0.02, 0.06]
-    assert [call.beta for call in trained[3:5]] == [0.7, 0.9]
-    assert [call.lam for call in trained[5:]] == [1.0, 7.0]  # 3 has been trained with
-    assert [step["setting"] for step in result.to_dict()["steps"]] == ["lr", "beta", "lambda"]
+    pairs = [(1.0, 0.7), (3.0, 0.7), (7.0, 0.7), (3.0, 0.9)]  # lambda 1 is best, 3 goes with 0.9
+    assert [(call.lam, call.beta) for call in trained[3:]] == pairs
+    steps = result.to_dict()["steps"]
+    assert [list(step["pick"]) for step in steps] == [["lr"], ["lambda"], ["lambda", "beta"]]
 
 
 def test_runs_of_one_length_are_trained_once(config, tmp_path, trained):
     result = tune(config.replace(epochs=2), tmp_path / "t", **GRID)
     assert len(trained) == len(result.trials) == 3
-    assert list(result.choices) == ["lr", "lam"]  # there is one beta
+    assert list(result.choices) == [("lr",), ("lam",)]  # there is one beta
 
 
 def test_a_finished_search_is_not_trained_again(config, tmp_path, trained):
