@@ -1,11 +1,14 @@
-"""The study of the paper's tables, on a few generated images and a tiny network."""
+"""The scripts of `bench/`: how they are called, and what they print, on a few generated images."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,18 +20,104 @@ from elrcli.presets import PRESETS, with_preset
 from tests.shapes import write_shapes
 
 BENCH = Path(__file__).parent.parent / "bench"
+RESULTS = BENCH / "results"
+DOCS = BENCH.parent / "docs"
+IMPORTED = ("cells", "faults", "sets")  # by scripts; they are none themselves
+SCRIPTS = sorted({path.stem for path in BENCH.glob("*.py")}.difference(IMPORTED))
 
 
 @pytest.fixture
-def paper(monkeypatch) -> ModuleType:
+def bench(monkeypatch) -> Callable[[str], ModuleType]:
+    """Import a script by its name."""
     monkeypatch.syspath_prepend(BENCH)
-    import paper
-
-    return paper
+    return importlib.import_module
 
 
 @pytest.fixture
-def study(paper, monkeypatch, capsys, tmp_path) -> Callable[..., str]:
+def call(bench, monkeypatch, capsys) -> Callable[..., str]:
+    """Call a script in this process; returns what it prints."""
+
+    def run(name: str, *words: object) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        bench(name).main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_how_it_is_called(call, capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        call(name, "--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name}.py [-h]")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "own"),  # first columns that the docs leave out or name otherwise
+    [
+        ("audit_quality", "audit_quality", 0),
+        ("audit_quality", "audit_quality_digits", 3),
+        ("cifar10n", "cifar10n", 0),
+        ("defaults", "defaults", 0),
+        ("heads", "heads", 0),
+        ("methods", "methods", 1),
+        ("small", "small", 1),
+        ("tune", "tune", 0),
+    ],
+)
+def test_the_docs_have_the_tables_of_the_results(call, name, folder, own):
+    docs = plain((DOCS / "benchmarks.md").read_text(encoding="utf-8"))
+    found = table_rows(call(name, "--out", RESULTS / folder, "--table"))
+    assert len(found) > 3
+    for row in found:
+        assert row.split(" | ", own)[-1] in docs
+
+
+@pytest.mark.parametrize(("name", "own"), [("chaos", 1), ("long_run", 2)])
+def test_the_docs_have_the_tables_of_kills_and_of_memory(bench, capsys, name, own):
+    results = {path.stem: json.loads(path.read_text()) for path in (RESULTS / name).iterdir()}
+    bench(name).print_table(results.get(name, results))
+    found = table_rows(capsys.readouterr().out)
+    assert len(found) > 1
+    for row in found:
+        assert row.split(" | ", own)[-1] in (DOCS / "reliability.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_have_the_sums_of_other_results(bench, call, capsys):
+    benchmarks, threats = (
+        (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("benchmarks", "threats")
+    )
+    found = table_rows(call("paper", "--out", RESULTS / "paper", "--table"))
+    measured = [row.split(" | ")[1:5] for row in found if "to be measured" not in row]
+    assert measured
+    for cells in measured:
+        assert " | ".join(cells) in benchmarks
+    quick = json.loads(call("quick_audit", "--out", RESULTS / "quick_audit", "--table"))
+    assert f"{quick['seconds']} seconds" in benchmarks
+    bench("fuzz").print_table(json.loads((RESULTS / "fuzz" / "seed-0.json").read_text()))
+    _, *sums = capsys.readouterr().out.splitlines()[-1].split()
+    assert f"| all | {' | '.join(f'{int(number):,}' for number in sums[:3])} |" in threats
+
+
+def table_rows(text: str) -> list[str]:
+    """Return the rows of Markdown tables without their heads, plain."""
+    bodies = re.sub(r"^.*\n\| ?-.*\n", "", text, flags=re.MULTILINE)
+    return [line for line in plain(bodies).splitlines() if line.startswith("| ")]
+
+
+def plain(text: str) -> str:
+    """Return text without bold letters and without ranges of percentages."""
+    return re.sub(r" \([\d.]+% to [\d.]+%\)|\*\*", "", text)
+
+
+@pytest.fixture
+def paper(bench) -> ModuleType:
+    return bench("paper")
+
+
+@pytest.fixture
+def study(paper, call, monkeypatch, tmp_path) -> Callable[..., str]:
     """Call the script on 60 training and 20 test images; returns what it prints."""
     for split, per_class, seed in (("train", 6, 0), ("test", 2, 1)):
         classes = tuple(paper.sets.CIFAR_CLASSES)
@@ -37,14 +126,8 @@ def study(paper, monkeypatch, capsys, tmp_path) -> Callable[..., str]:
     for name in ("cifar10-sym", "cifar10-sym-plus"):
         monkeypatch.setitem(PRESETS, name, PRESETS[name] | tiny)
 
-    def call(*words: object) -> str:
-        common = ("--images", tmp_path / "cifar", "--out", tmp_path / "out", "--workers", 0)
-        arguments = ["paper.py", *common, "--device", "cpu", "--epochs", 2, *words]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in arguments])
-        paper.main()
-        return capsys.readouterr().out
-
-    return call
+    common = ("--images", tmp_path / "cifar", "--out", tmp_path / "out", "--workers", 0)
+    return partial(call, "paper", *common, "--device", "cpu", "--epochs", 2)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
