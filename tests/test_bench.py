@@ -6,6 +6,8 @@ import csv
 import importlib
 import json
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +16,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 
 from elrcli.config import TrainConfig
 from elrcli.presets import PRESETS, with_preset
@@ -98,6 +102,119 @@ def test_the_docs_have_the_sums_of_other_results(bench, call, capsys):
     bench("fuzz").print_table(json.loads((RESULTS / "fuzz" / "seed-0.json").read_text()))
     _, *sums = capsys.readouterr().out.splitlines()[-1].split()
     assert f"| all | {' | '.join(f'{int(number):,}' for number in sums[:3])} |" in threats
+
+
+SMALLEST = {  # options that make a script short, and what it prints then
+    "audit_quality": (
+        "{cifar} --images 100 --epochs 1 --noise sym20 --seeds 0 --workers 0 --out {out}",
+        "| sym20 | cleanlab, 5 folds | 1 |",
+    ),
+    "chaos": ("--kills 1 --out {out} --work {out}/work", "; 0 differences\n"),
+    "cifar10n": (
+        "{cifar} --images 50 --epochs 1 --noise rand1 --out {out}",
+        "| rand1 | ce |",
+    ),
+    "defaults": (
+        "{cifar} --sets cifar-rand1-50,shapes3-sym20-60 --epochs 1 --out {out}"
+        """ --settings "adamw 1e-3;sgd .02, timm's head" """,
+        "shapes3-sym20-60 sgd .02, timm's head {'accuracy': ",
+    ),
+    "end_to_end": (
+        "--backbones test_resnet --files 500x375 --rounds 1 --out {out}",
+        '"backbone": "test_resnet"',
+    ),
+    "fuzz": ("--cases 12 --out {out}", "\nall             24"),
+    "heads": (
+        "{cifar} --pool 200 --images 100 --image-size 32 --epochs 1 --seeds 0 --out {out}",
+        "| sym40 | cleanlab |",
+    ),
+    "loader": ("--sizes 32 --rounds 1 --out {out}", '"cached / elr": '),
+    "long_run": ("--epochs 11 --cells workers --out {out}", "| workers | 11 |"),
+    "manifest": ("--rows 20000 --epochs 2 --csv", '"worker_private_mb_by_epoch": ['),
+    "memorisation": ("--epochs 1 --out {out}/figure.svg", "| ELR | "),
+    "methods": (
+        "{cifar} --images 50 --tests 20 --networks pretrained --noise sym20 --methods elr"
+        " --out {out}",
+        "| sym20 | ",
+    ),
+    "mutation": ("--only elr --most 2 --out {out}", "methods/elr "),
+    "quick_audit": ("{cifar} --images 50 --out {out}", '"images": 50,'),
+    "scale": ("--samples 2000 --classes 20 --features --folder {out}/run", '"samples": 2000,'),
+    "scan": ("--files 2000", "scan of 2,000 files: "),
+    "step": (
+        "--classes 10 --network test_resnet --image-size 32 --rounds 1 --out {out}",
+        '"loss: elr / cross-entropy": ',
+    ),
+    "table": ("loss --per-class 4 --epochs 1 --seeds 0 --kept 4 --out {out}", '"top-4": {'),
+    "throughput": (
+        "--images 100 --backbone test_resnet --image-size 32 --batch-size 16 --epochs 2"
+        " --workers 0 --out {out}",
+        '"first_epoch / limit": ',
+    ),
+    "two_gaussians": ("--out {out}/figure.svg", "| Cross-entropy | "),
+}
+OTHERS = ("offline_weights", "paper", "small", "tune")  # the first needs a package of its own
+
+
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory) -> str:
+    """Options for drawn shapes in the place of CIFAR-10 and random weights of EfficientNet.
+
+    Four of twenty human labels of each class are those of the next class.
+    """
+    five = ("airplane", "automobile", "bird", "cat", "deer")
+    classes = (*five, "dog", "frog", "horse", "ship", "truck")
+    folder = tmp_path_factory.mktemp("cifar")
+    write_shapes(folder / "test", 2, classes, seed=1)
+    truth = write_shapes(folder / "train", 20, classes)
+    lines = ["path,true_label,aggre,rand1"]
+    for number, (path, name) in enumerate(truth.items()):
+        human = classes[(number + (number < 40)) % len(classes)]
+        lines.append(f"train/{path},{name},{human},{human}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    weights = timm.create_model("tf_efficientnet_lite0").state_dict()
+    safetensors.torch.save_file(weights, folder / "weights.safetensors")
+    return f"--cifar {folder} --labels {folder}/labels.csv --weights {folder}/weights.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_script_runs(cifar, tmp_path, name):
+    options, printed = SMALLEST[name]
+    words = shlex.split(options.format(cifar=cifar, out=tmp_path))
+    command = [sys.executable, BENCH / f"{name}.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+
+
+def test_no_script_is_left_out():
+    assert sorted([*SMALLEST, *OTHERS]) == SCRIPTS
+
+
+@pytest.mark.slow
+def test_the_count_of_small_folders(bench, call, monkeypatch, tmp_path):
+    small = bench("small")
+    monkeypatch.setattr(small, "SETS", {"digits3": (3, 60), "shapes6": (6, 60)})
+    monkeypatch.setattr(small, "RATES", (20,))
+    monkeypatch.setitem(small.TRAINING, "epochs", 1)
+    out = call("small", "--out", tmp_path)
+    assert "| digits3 sym20 | 60 | " in out
+    assert "\nThe interval held in " in out
+    assert call("small", "--out", tmp_path, "--table") in out
+
+
+@pytest.mark.slow
+def test_the_search_on_a_grid_of_two(bench, call, monkeypatch, tmp_path):
+    tune = bench("tune")
+    monkeypatch.setitem(tune.GRID, "lambdas", (1.0, 3.0))
+    monkeypatch.setitem(tune.GRID, "betas", (0.7,))
+    monkeypatch.setitem(tune.GRID, "lrs", (0.001,))
+    monkeypatch.setitem(tune.SHAPES, "shapes8", (3, 20))
+    monkeypatch.setitem(tune.TRAINING, "epochs", 4)
+    call("tune", "--sets", "shapes8-asym25", "--out", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert "| shapes8-asym25 | lambda " in call("tune", "--out", tmp_path, "--table")
 
 
 def table_rows(text: str) -> list[str]:
