@@ -104,6 +104,20 @@ def test_the_docs_have_the_sums_of_other_results(bench, call, capsys):
     assert f"| all | {' | '.join(f'{int(number):,}' for number in sums[:3])} |" in threats
 
 
+def test_the_study_of_the_audit_keeps_what_its_peers_rank_by(bench, call, monkeypatch, tmp_path):
+    audit_quality, sets = bench("audit_quality"), bench("sets")
+    made = sets.shapes(tmp_path / "set.csv", "sym20", 8, 3, tests=0)
+    tiny = {"backbone": "test_resnet", "pretrained": False, "image_size": 32}
+    monkeypatch.setattr(audit_quality, "make_set", lambda *_: made)
+    monkeypatch.setattr(audit_quality, "network", lambda *_: tiny)
+    monkeypatch.setattr("elrcli.plots.curves_svg", lambda rows: "")  # takes longer than training
+    options = ("--kinds", "ce", "--epochs", 1, "--workers", 0, "--out", tmp_path)
+    out = call("audit_quality", "--noise", "sym20", "--seeds", 0, *options)
+    assert "| sym20 | AUM, of the trained 90% | 1 | " in out
+    kept = np.load(tmp_path / "sym20-0-ce.npz")
+    assert kept["last"].sum(axis=1) == pytest.approx(np.ones(24), abs=1e-5)
+
+
 SMALLEST = {  # options that make a script short, and what it prints then
     "audit_quality": (
         "{cifar} --images 100 --epochs 1 --noise sym20 --seeds 0 --workers 0 --out {out}",
