@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import sets
@@ -27,9 +28,10 @@ import torch
 from cleanlab.count import num_label_issues
 from cleanlab.rank import get_label_quality_scores
 from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
 
 from elrcli import api
-from elrcli.audit.evidence import Evidence, agreed, evidence_of_run, normalised
+from elrcli.audit.evidence import Evidence, TopTable, agreed, evidence_of_run, normalised
 from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
 from elrcli.audit.ranking import rank_labels
 from elrcli.audit.scores import ranking_figures
@@ -42,7 +44,7 @@ from elrcli.tables import write_table
 
 FOLDS = 5
 NOISE = ("aggre", "rand1", "sym20", "sym40", "asym30", "clean")
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "elr": {"method": "elr"},
     "halves": {"method": "elr-halves", "val_fraction": 0.0},
     "ce": {"method": "ce"},
@@ -67,9 +69,16 @@ class PeerRecord(SampleRecord):
         PeerRecord.margins = np.zeros(num_samples)
         PeerRecord.last = np.zeros((num_samples, num_classes), dtype=np.float32)
 
-    def update(self, probs: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, *args: Any):
+    def update(
+        self,
+        probs: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        epoch: int,
+        held_out: Tensor | None = None,
+    ) -> None:
         """Add the predictions of one batch."""
-        super().update(probs, labels, index, *args)
+        super().update(probs, labels, index, epoch, held_out)
         logs = probs.clamp_min(LOWEST).log()
         given = logs.gather(1, labels[:, None])[:, 0]
         others = logs.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
@@ -102,6 +111,8 @@ def train(noise: str, seed: int, kind: str, args: argparse.Namespace) -> None:
     features = Features.load(run.features_file, len(manifest))
     assert features is not None
     assert manifest.truth is not None
+    assert isinstance(evidence.seen, np.ndarray)
+    assert not isinstance(evidence.judged, TopTable)
     np.savez(
         evidence_file(noise, seed, kind, args),
         labels=evidence.labels,
@@ -154,7 +165,7 @@ def write_fold(
         for path, *ids, part in zip(*columns, strict=True)
         for names in [[manifest.classes[i] for i in ids]]
     )
-    out = args.out / f"{noise}-{seed}-fold{fold}.csv"
+    out: Path = args.out / f"{noise}-{seed}-fold{fold}.csv"
     write_table(out, ("path", "label", "true_label", "split"), rows)
     return out
 
@@ -273,7 +284,6 @@ def calibration_error(probability: np.ndarray, happened: np.ndarray) -> float:
 
 def run_cells(args: argparse.Namespace) -> None:
     """Train what is missing while the time lasts, then measure all that is there."""
-    learner.SampleRecord = PeerRecord  # type: ignore[misc]
     deadline = time.monotonic() + 60 * args.budget_minutes
     kinds = args.kinds.split(",") if args.kinds else [*SETTINGS, *(f"fold{k}" for k in range(5))]
     for seed in args.seeds:
@@ -281,7 +291,8 @@ def run_cells(args: argparse.Namespace) -> None:
             for kind in kinds:
                 is_there = evidence_file(noise, seed, kind, args).exists()
                 if not is_there and time.monotonic() < deadline:
-                    train(noise, seed, kind, args)
+                    with patch.object(learner, "SampleRecord", PeerRecord):  # raises if not there
+                        train(noise, seed, kind, args)
                     print(f"{noise} {seed} {kind}", flush=True)
 
 

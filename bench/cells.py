@@ -36,7 +36,9 @@ class Clock(Observer):
             raise OutOfTime
 
 
-def run_cells(results: Iterable[tuple[Path, Callable[[Path], dict[str, Any]]]], clock: Clock):
+def run_cells(
+    results: Iterable[tuple[Path, Callable[[Path], dict[str, Any]]]], clock: Clock
+) -> None:
     """Make every result file that is missing, while the time lasts.
 
     A cell is the path of its JSON file and a function that makes its content; the function may

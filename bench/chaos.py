@@ -225,7 +225,7 @@ class Training:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
-        started = []
+        started: list[BaseProcess] = []
         for rank in range(self.processes):
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             numbers = {"RANK": rank, "LOCAL_RANK": rank}
@@ -295,7 +295,8 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 def same(one: Any, other: Any) -> bool:
     """Tell whether two leaves are equal, tensors bit for bit."""
     if isinstance(one, Tensor):
-        return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
+        other_bytes: bytes = other.numpy().tobytes()
+        return one.dtype == other.dtype and one.numpy().tobytes() == other_bytes
     return bool(one == other)
 
 

@@ -39,9 +39,9 @@ def train_cell(noise: str, method: str, args: argparse.Namespace) -> dict[str, A
     out = args.out / f"labels-{noise}.csv"
     made = sets.cifar(out, args.cifar, args.labels, noise, args.images, 0, seed=args.seed)
     run = args.out / f"run-{noise}-{method}"
-    common = ("--backbone", "tf_efficientnet_lite0", "--weights", args.weights)
-    common += ("--image-size", 64, "--epochs", args.epochs, "--seed", args.seed)
-    common += ("--root", args.cifar, "--truth-column", "true_label", "--workers", 1)
+    common = ["--backbone", "tf_efficientnet_lite0", "--weights", args.weights]
+    common += ["--image-size", 64, "--epochs", args.epochs, "--seed", args.seed]
+    common += ["--root", args.cifar, "--truth-column", "true_label", "--workers", 1]
     started = time.monotonic()
     elr("train", made.csv, *common, "--method", method, "--out", run, "--overwrite")
     minutes = (time.monotonic() - started) / 60

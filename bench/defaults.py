@@ -27,6 +27,7 @@ from sklearn.metrics import average_precision_score
 from elrcli.config import TrainConfig
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.fit import fit
+from elrcli.run import RunFolder
 
 TIMM_HEAD = "timm_head"  # no setting of elr: the head as timm makes it, for comparison
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -98,9 +99,10 @@ def run_cell(name: str, changes: dict[str, Any], args: argparse.Namespace) -> di
         return figures(run) | {"epochs": settings["epochs"], "minutes": minutes}
 
 
-def figures(run: Any) -> dict[str, float]:
+def figures(run: RunFolder) -> dict[str, float | None]:
     """Return accuracy and AP of a run whose true labels are known."""
     manifest = run.manifest()
+    assert manifest.truth is not None
     last = run.metrics()[-1]
     record = load_checkpoint(run.checkpoint_folder)["record"]
     rows = torch.from_numpy(manifest.rows("train"))
@@ -139,9 +141,8 @@ def main() -> None:
             changes = SETTINGS[setting] | {"epochs": args.epochs}
             result = run_cell(name, changes, args)
             cell.write_text(json.dumps(result))
-            print(
-                name, setting, {key: round(value, 3) for key, value in result.items()}, flush=True
-            )
+            shown = {key: round(value, 3) for key, value in result.items() if value is not None}
+            print(name, setting, shown, flush=True)
     if args.table:
         print_table(args.out)
 

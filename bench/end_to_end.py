@@ -94,7 +94,7 @@ def train_timm(folder: Path, out: Path, backbone: str, args: argparse.Namespace)
         scale=AREAS,
         ratio=RATIOS,
         hflip=0.5,
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type] # for none, says its code
         **common,
     )
     val = create_loader(create_dataset("", str(folder / "val")), is_training=False, **common)

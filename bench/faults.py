@@ -80,7 +80,8 @@ def _replacements(parent: ast.AST, field: str, node: ast.AST) -> Iterator[ast.AS
             if not isinstance(parent, ast.Expr):
                 yield value
     is_condition = field == "test" or (isinstance(parent, ast.comprehension) and field == "ifs")
-    if is_condition and not (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
+    is_negated = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    if is_condition and isinstance(node, ast.expr) and not is_negated:
         yield ast.UnaryOp(ast.Not(), node)
     if isinstance(parent, ast.Return) and not isinstance(node, ast.Constant):
         yield ast.Constant(None)

@@ -397,9 +397,9 @@ def child(folder: Path, seed: int) -> None:
     print(json.dumps({"outcome": "ready"}), file=answers, flush=True)
     for line in sys.stdin:
         kind, number = line.split()
-        started, answer = time.process_time(), {}
+        started = time.process_time()
         try:
-            answer["outcome"] = box.read(kind, int(number), seed)
+            answer: dict[str, Any] = {"outcome": box.read(kind, int(number), seed)}
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)[-3:]
             places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
@@ -438,12 +438,13 @@ class Child:
 
     def _answer(self, seconds: float, wait: float) -> dict[str, Any]:
         assert self._process is not None
+        assert self._process.stdout is not None
         pid, asked = self._process.pid, time.monotonic()
         latest = processor_seconds(pid) + seconds
         ready: list[Any] = []
         while not ready and time.monotonic() - asked < wait and processor_seconds(pid) < latest:
             ready, _, _ = select.select([self._process.stdout], [], [], 0.5)
-        line = self._process.stdout.readline() if ready and self._process.stdout else ""
+        line = self._process.stdout.readline() if ready else ""
         if line:
             return dict(json.loads(line))
         self.stop()

@@ -59,8 +59,9 @@ def write_photos(folder: Path, width: int, height: int, quality: int, count: int
 
     def field(fall: float) -> np.ndarray:
         waves = rng.standard_normal(frequency.shape) + 1j * rng.standard_normal(frequency.shape)
-        values = np.fft.irfft2(waves * frequency**-fall, (height, width))
-        return values / values.std()
+        values: np.ndarray = np.fft.irfft2(waves * frequency**-fall, (height, width))
+        values /= values.std()
+        return values
 
     pictures: list[bytes] = []
     for _ in range(PICTURES):
@@ -114,7 +115,7 @@ def timms(folder: Path, size: int, batch: int, args: argparse.Namespace) -> Epoc
         scale=AREAS,
         ratio=RATIOS,
         hflip=0.5,
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type] # for none, says its code
         interpolation="bilinear",
         mean=MEAN,
         std=STD,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import resource
 import tempfile
@@ -29,7 +30,7 @@ CLASSES = [f"class {label:04d}" for label in range(1000)]
 LOOKED_AT = 200_000  # rows an epoch, from all over the manifest
 
 
-def megabytes(process: int | str, field: str) -> float:
+def megabytes(process: str, field: str) -> float:
     """Return one line of a process's memory summary."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
@@ -74,7 +75,7 @@ def main() -> None:
         for epoch in range(args.epochs):
             for _ in loader.epoch(epoch):
                 pass
-            workers = [worker.pid for worker in loader._loader._iterator._workers]
+            workers = [str(worker.pid) for worker in multiprocessing.active_children()]
             private.append(round(max(megabytes(worker, "Private_Dirty") for worker in workers)))
         figures["worker_private_mb_by_epoch"] = private
         figures["program_mb"] = round(megabytes("self", "Rss"))

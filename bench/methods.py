@@ -106,8 +106,8 @@ def train(cell: Cell, args: argparse.Namespace, clock: cells.Clock, folder: Path
     return {
         "accuracy": rows[-1]["test_accuracy_true"],
         "memorised": rows[-1]["wrong_memorised"],
-        "memorised_by_epoch": [round(row["wrong_memorised"], 4) for row in rows],
-        "minutes": sum(row["seconds"] for row in rows) / 60,
+        "memorised_by_epoch": [round(row["wrong_memorised"] or 0.0, 4) for row in rows],
+        "minutes": sum(row["seconds"] or 0.0 for row in rows) / 60,
         "images": args.images,
         "settings": config.to_dict() | {"data": "", "root": "", "weights": ""},
     }

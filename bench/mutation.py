@@ -192,6 +192,7 @@ def plant(name: str, file: Path, tree: ast.Module) -> None:
                     setattr(other, key, getattr(module, key))
     for key, value in old.items():
         if isinstance(value, type) and value.__module__ == module.__name__:
+            child: type
             for child in value.__subclasses__():  # of other modules: those here are new
                 new = getattr(module, key)
                 child.__bases__ = tuple(new if base is value else base for base in child.__bases__)

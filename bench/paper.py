@@ -100,7 +100,8 @@ class Cell:
     @property
     def changes(self) -> dict[str, Any]:
         """The settings that differ from the preset."""
-        return {"ce": {"method": "ce"}, "preact-ce": PLAIN}.get(self.method, {})
+        own: dict[str, dict[str, Any]] = {"ce": {"method": "ce"}, "preact-ce": PLAIN}
+        return own.get(self.method, {})
 
 
 class Watch(cells.Clock):

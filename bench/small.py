@@ -14,6 +14,7 @@ import csv
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sets
@@ -28,7 +29,7 @@ SETS = {  # classes, images
     "shapes6": (6, 180),
 }
 RATES, SEEDS = (0, 10, 25, 40), (0, 1)
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "backbone": "test_resnet",
     "pretrained": False,
     "image_size": 32,

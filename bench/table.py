@@ -125,7 +125,7 @@ def resident() -> int:
 
 def loss(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Return what each form loses of one training, and how trainings with each form end."""
-    forms = ["fp32", "fp16", *map(int, args.kept.split(","))]
+    forms: list[str | int] = ["fp32", "fp16", *map(int, args.kept.split(","))]
     data = numbers(args.per_class, args.noise, seed)
     keepers = {form: Keeper.make(form, len(data.labels), args.epochs) for form in forms}
     accuracy, near = train(data, keepers["fp32"], args.epochs, seed, list(keepers.values()))
@@ -292,7 +292,7 @@ def audited(data: Numbers, keeper: Keeper, neighbours: np.ndarray) -> dict[str, 
     record = keeper.record
     seen: Any = record.prob_sum.numpy()
     if record.form == "top-k":
-        seen = TopTable(seen, record.prob_sum_classes.numpy(), CLASSES)
+        seen = TopTable(seen, record.get_buffer("prob_sum_classes").numpy(), CLASSES)
     evidence = Evidence(
         np.arange(len(data.labels)),
         data.labels.numpy(),

@@ -11,6 +11,7 @@ that is given one and the same batch in every step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -66,7 +67,7 @@ class Utilisation:
         if torch.cuda.is_available():
             self._file = tempfile.TemporaryFile("w+")
             self._began = time.time()
-            self._process = subprocess.Popen(["nvidia-smi", *query], stdout=self._file)
+            self._process = subprocess.Popen(["nvidia-smi", *query], stdout=self._file, text=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,8 +94,8 @@ def repeated(load: Any) -> Any:
         batches = load(self, number, start_batch)
         first = next(batches, None)
         batches.close()
-        for _ in range(start_batch, len(self)):
-            yield first
+        if first is not None:
+            yield from itertools.repeat(first, len(self) - start_batch)
 
     return epoch
 

@@ -81,7 +81,14 @@ def run_cell(config: TrainConfig, setting: Candidate | None, folder: Path) -> di
     """Return test accuracy of one setting, or the outcome of the search for None."""
     started = time.monotonic()
     if setting is None:
-        result = tune(config, folder / "tune", **GRID).to_dict()
+        search = tune(
+            config,
+            folder / "tune",
+            lambdas=GRID["lambdas"],
+            betas=GRID["betas"],
+            lrs=GRID["lrs"],
+        )
+        result = search.to_dict()
         del result["folder"]
     else:
         changed = config.replace(**setting._asdict())

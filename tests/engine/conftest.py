@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from elrcli.engine.observer import Observer
 from elrcli.run import RunFolder
 from tests.shapes import write_shapes
 
-TINY = {
+TINY: dict[str, Any] = {
     "backbone": "test_resnet",
     "pretrained": False,
     "image_size": 32,
@@ -25,7 +26,7 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def _quick_curves(monkeypatch) -> None:
+def _quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here. Only `shared_run` has its curves drawn."""
     monkeypatch.setattr("elrcli.plots.curves_svg", lambda rows: f"{len(rows)} epochs")
 
@@ -39,7 +40,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(shapes, tmp_path) -> Callable[..., RunFolder]:
+def train(shapes: Path, tmp_path: Path) -> Callable[..., RunFolder]:
     """Train a tiny network for two epochs; keywords change the settings."""
 
     def call(
@@ -56,14 +57,14 @@ def train(shapes, tmp_path) -> Callable[..., RunFolder]:
 
 
 @pytest.fixture(scope="session")
-def shared_run(shapes, tmp_path_factory) -> RunFolder:
+def shared_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run with the settings of `train`. Shared: leave as it is."""
     out = tmp_path_factory.mktemp("shared") / "run"
     return fit(TrainConfig(**{"data": shapes, **TINY}), out)
 
 
 @pytest.fixture
-def run_copy(shared_run, tmp_path) -> RunFolder:
+def run_copy(shared_run: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy of the finished run to damage."""
     shutil.copytree(shared_run.path, tmp_path / "copy")
     return RunFolder(tmp_path / "copy")
