@@ -324,6 +324,8 @@ class TrainConfig:
             if self.method != only and getattr(self, spec.name) != spec.default:
                 option = option_name(spec.name)
                 raise ConfigError(f"{option}: only --method {only} uses it. Leave it out.")
+        if self.lr == 0.0:
+            raise ConfigError("--lr 0: nothing would be learned. Leave it out for the default.")
         if self.clip_grad == 0.0:
             raise ConfigError("--clip-grad 0: nothing would be learned. Leave it out for no limit.")
         if self.sync_bn and self.method == "elr-halves":

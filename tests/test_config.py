@@ -193,6 +193,7 @@ def test_what_is_said_of_mixup_and_averages_counts(method, given):
         ({"schedule": "restarts", "step_factor": 0.1}, "--step-factor: only --schedule step"),
         ({"schedule": "step", "restart_epochs": 5}, "--restart-epochs: only --schedule restarts"),
         ({"clip_grad": 0}, "--clip-grad 0: nothing would be learned."),
+        ({"lr": 0}, "--lr 0: nothing would be learned."),
     ],
 )
 def test_what_would_do_nothing_is_refused(settings, message):

@@ -40,6 +40,7 @@ COST = 1 / 4  # of what the whole grid would take
 SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: the runs for the rate, and the least for the others
 ENOUGH, LARGEST_SHARE = 500, 0.3  # validation images, and the most that are taken of few
 MIN_EPOCHS = 2  # one epoch has no targets to speak of
+HIT, MISS, UNREADABLE = "1", "0", "-"  # marks of validation images in a file of a run
 # A search may go on with others.
 MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes", "table_device")
 
@@ -181,21 +182,21 @@ def tune(
         candidates = beside(pick)
         if len(candidates) == 1:
             continue
-        hits: dict[Candidate, np.ndarray] = {}
+        marks: dict[Candidate, np.ndarray] = {}
         for number, candidate in enumerate(candidates, 1):
             title = f"{number} of {len(candidates)}"
-            predicted = _run_trial(searched, candidate, length, manifest, folder, title, observer)
+            found = _run_trial(searched, candidate, length, manifest, folder, title, observer)
             trial = Trial(candidate, length, None)
-            if predicted is not None:
-                hits[candidate] = predicted
-                trial = trial._replace(agreement=float(predicted.mean()))
+            if found is not None:
+                marks[candidate] = found
+                trial = trial._replace(agreement=_agreement(found))
             if trial not in done:  # what has been picked is compared again
                 done.append(trial)
             if group.is_first:
                 write_text(folder / "trials.csv", _table(done))
-        if not hits:
+        if not marks:
             raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
-        choices[names] = choose(hits, default)
+        choices[names] = choose(_hits_of_all(marks), default)
         pick = choices[names].pick
     return TuneResult(
         folder=folder,
@@ -278,8 +279,6 @@ def _grid(
         name: [getattr(config.replace(**{name: value}), name) for value in dict.fromkeys(values)]
         for name, values in (("lr", lrs), ("lam", lambdas), ("beta", betas))
     }
-    if min(grid["lr"], default=0.0) <= 0:
-        raise ConfigError("--lrs: needs learning rates above 0.")
     if all(len(values) == 1 for values in grid.values()):
         raise ConfigError("one setting is no choice. Name several --lambdas, --betas or --lrs.")
     return grid
@@ -315,7 +314,8 @@ def _claim(folder: Path, description: Mapping[str, Any], *, overwrite: bool) -> 
     file = folder / "tune.json"
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file. Choose another --out.")
-    if folder.is_dir() and any(folder.iterdir()):
+    temporary = f".{file.name}."  # of a process that was killed while it wrote
+    if folder.is_dir() and any(not path.name.startswith(temporary) for path in folder.iterdir()):
         try:
             found = read_json_object(file) if file.is_file() else {}
         except ConfigError as error:
@@ -350,8 +350,8 @@ def _run_trial(
 ) -> np.ndarray | None:
     """Train one candidate, go on where it stopped, or read what it reached.
 
-    Returns which validation labels it predicts, bool [V] without unreadable images, or None where
-    training failed.
+    Returns a mark per validation label, str [V] of HIT, MISS and UNREADABLE, or None where training
+    failed.
     """
     name = f"{epochs}-epochs-{candidate}".replace(", ", "-").replace(" ", "-")
     run = RunFolder(folder / "trials" / name)
@@ -373,14 +373,24 @@ def _run_trial(
                 raise
             observer.note(f"{candidate}: {error}")
             return None
-        group.from_first(lambda: write_text(reached, _hits_text(run, manifest)))
+        group.from_first(lambda: write_text(reached, _marks_text(run, manifest)))
     group.from_first(run.remove_state)
-    marks = group.from_first(lambda: reached.read_text(encoding="utf-8"))
-    hits = np.array([mark == "1" for mark in marks if mark in "01"])
-    if len(hits) == 0:
+    marks = np.array(list(group.from_first(lambda: reached.read_text(encoding="utf-8")).strip()))
+    if (marks == UNREADABLE).all():
         raise DataError(f"{config.data}: no validation image can be read.")
-    observer.note(f"{title}: {candidate}, {epochs} epochs: {hits.mean():.1%}")
-    return hits
+    observer.note(f"{title}: {candidate}, {epochs} epochs: {_agreement(marks):.1%}")
+    return marks
+
+
+def _agreement(marks: np.ndarray) -> float:
+    """Return the share of readable validation images whose label is predicted."""
+    return float((marks[marks != UNREADABLE] == HIT).mean())
+
+
+def _hits_of_all(marks: Mapping[Candidate, np.ndarray]) -> dict[Candidate, np.ndarray]:
+    """Return which labels each predicts, bool [V], of the images that all of them could read."""
+    readable = np.all([each != UNREADABLE for each in marks.values()], axis=0)
+    return {candidate: each[readable] == HIT for candidate, each in marks.items()}
 
 
 def _can_go_on(run: RunFolder, device: str) -> bool:
@@ -390,12 +400,12 @@ def _can_go_on(run: RunFolder, device: str) -> bool:
     return run.train_config().device == device
 
 
-def _hits_text(run: RunFolder, manifest: Manifest) -> str:
-    """Return one mark per validation image: 1 predicted as labelled, 0 otherwise, - unreadable."""
+def _marks_text(run: RunFolder, manifest: Manifest) -> str:
+    """Return one mark per validation image: HIT where it is predicted as labelled."""
     rows = manifest.rows("val")
     predicted = load_checkpoint(run.checkpoint_folder)["record"]["prediction"].numpy()[rows]
     labels = manifest.labels[rows]
-    marks = np.where(predicted < 0, "-", np.where(predicted == labels, "1", "0"))
+    marks = np.where(predicted < 0, UNREADABLE, np.where(predicted == labels, HIT, MISS))
     return "".join(marks) + "\n"
 
 

@@ -77,6 +77,21 @@ def test_what_is_worse_by_more_is_not_picked():
     assert choice == (best, best, 1, 2)
 
 
+def test_only_images_that_every_run_could_read_are_compared(config, tmp_path, trained, monkeypatch):
+    """An image that one run could not read counts for none of them."""
+    texts = iter(["1" * 10, "-" * 4 + "1" * 6, "0000111111", "1111111111"])
+    monkeypatch.setattr(search, "_marks_text", lambda run, manifest: next(texts) + "\n")
+    result = tune(config, tmp_path / "t", **GRID)
+    assert [trial.agreement for trial in result.trials] == [1.0, 1.0, 0.6, 1.0]
+    assert [choice.within for choice in result.choices.values()] == [2, 1]
+
+
+def test_what_a_kill_left_of_the_first_file_is_no_obstacle(config, tmp_path, trained):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/.tune.json.abc").write_text("{")
+    assert tune(config, tmp_path / "t", **GRID).pick == Candidate(1.0, 0.7, 0.01)
+
+
 def test_one_image_is_no_difference():
     best = Candidate(1.0, 0.7, 0.001)
     assert choose({DEFAULT: marks("0111"), best: marks("1111")}, DEFAULT).pick == DEFAULT
@@ -143,12 +158,12 @@ def trained(monkeypatch) -> list[TrainConfig]:
         calls.append(settings)
         return RunFolder(path)
 
-    def hits_text(run: RunFolder, manifest: Manifest) -> str:
+    def marks_text(run: RunFolder, manifest: Manifest) -> str:
         right = 130 + calls[-1].epochs - 2 * int(calls[-1].lam) - round(1000 * calls[-1].lr)
         return "1" * right + "0" * (150 - right) + "-"
 
     monkeypatch.setattr(search, "fit", fit)
-    monkeypatch.setattr(search, "_hits_text", hits_text)
+    monkeypatch.setattr(search, "_marks_text", marks_text)
     return calls
 
 
@@ -244,7 +259,7 @@ def test_what_cannot_be_searched(config, tmp_path):
     for changes, grid, problem in (
         ({"method": "ce"}, GRID, "--method ce: has no lambda"),
         ({}, {"lambdas": (1.0,), "betas": (0.7,), "lrs": (0.01,)}, "one setting is no choice"),
-        ({}, {**GRID, "lrs": (0.0,)}, "above 0"),
+        ({}, {**GRID, "lrs": (0.0,)}, "--lr 0: nothing would be learned"),
         ({}, {**GRID, "betas": (1.5,)}, "--beta 1.5: must be at most"),
     ):
         with pytest.raises(ConfigError, match=problem):
