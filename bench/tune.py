@@ -33,14 +33,21 @@ SETS = (
     "cifar5b-sym20",
     "shapes8-asym25",
     "cifar6-sym30",
+    "cifar6b-asym30",
+    "shapes10-sym50",
 )
 CIFAR_IMAGES, CIFAR_TESTS = 1500, 2500
 CIFAR_CLASSES = {
     "cifar5": ("airplane", "automobile", "cat", "frog", "ship"),
     "cifar5b": ("bird", "deer", "dog", "horse", "truck"),
     "cifar6": ("bird", "cat", "frog", "horse", "ship", "truck"),
+    "cifar6b": ("airplane", "bird", "cat", "deer", "dog", "horse"),
 }
-SHAPES = {"shapes12": (12, 100), "shapes8": (8, 150)}  # classes, images of each
+SHAPES = {  # classes, images of each
+    "shapes12": (12, 100),
+    "shapes8": (8, 150),
+    "shapes10": (10, 120),
+}
 GRID: dict[str, tuple[float, ...]] = {
     "lambdas": (1.0, 3.0, 7.0),
     "betas": (0.7, 0.9),

@@ -463,6 +463,7 @@ def test_command_to_apply_is_there_only_where_it_works(
     page = open_page(audit, manifest)
     command = "elr apply 'runs/it'\\''s mine' decisions.csv --out corrected.csv"
     press(page, "?")
+    page.locator("#help").wait_for(state="visible")
     assert (command in page.inner_text("#help")) == applies
     press(page, "Escape")
     page.locator("#help").wait_for(state="hidden")
