@@ -184,7 +184,7 @@ def tune(
             continue
         marks: dict[Candidate, np.ndarray] = {}
         for number, candidate in enumerate(candidates, 1):
-            title = f"{number} of {len(candidates)}"
+            title = f"{_plain_name(names[-1])} {number} of {len(candidates)}"
             found = _run_trial(searched, candidate, length, manifest, folder, title, observer)
             trial = Trial(candidate, length, None)
             if found is not None:
@@ -358,7 +358,7 @@ def _run_trial(
     reached = run.path / "validation.txt"
     group = current_group()
     if not group.from_first(reached.is_file):
-        watcher = _TrialObserver(observer, f"run {title}")
+        watcher = _TrialObserver(observer, title)
         try:
             if group.from_first(lambda: _can_go_on(run, config.device)):
                 resume(run.path, observer=watcher, for_audit=False)
@@ -428,7 +428,11 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def _plain(candidate: Candidate, names: Sequence[str]) -> dict[str, float]:
-    return {option_name(name).removeprefix("--"): getattr(candidate, name) for name in names}
+    return {_plain_name(name): getattr(candidate, name) for name in names}
+
+
+def _plain_name(name: str) -> str:
+    return option_name(name).removeprefix("--")
 
 
 def _table(trials: Sequence[Trial]) -> str:

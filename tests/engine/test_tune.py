@@ -323,7 +323,7 @@ def test_an_interrupted_search_goes_on(config, tmp_path, monkeypatch):
     assert [trial.epochs for trial in whole.trials] == [2, 2]
 
     with pytest.raises(Interrupted, match=f"^stopped Continue.* same command, --out {tmp_path}/t$"):
-        tune(small, tmp_path / "t", **grid, observer=Stop("run 2 of 2, epoch 2/2"))
+        tune(small, tmp_path / "t", **grid, observer=Stop("lambda 2 of 2, epoch 2/2"))
     folders = sorted((tmp_path / "t/trials").iterdir())
     assert not (folders[1] / "validation.txt").exists()
     states = [(folder / "checkpoint").is_dir() for folder in folders]
