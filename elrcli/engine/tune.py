@@ -66,16 +66,17 @@ class Candidate(NamedTuple):
             + abs(math.log(self.lr / other.lr))
         )
 
-    def with_beta(self, beta: float, lambdas: Sequence[float]) -> Candidate:
-        """Return this one with another beta and that of `lambdas` which makes up for it.
+    def with_betas(self, betas: Sequence[float], lambdas: Sequence[float]) -> list[Candidate]:
+        """Return this one with each of `betas` and that of `lambdas` which makes up for it.
 
         The targets of the first epochs grow with `1 - beta`, so `lam * (1 - beta)` is kept.
         """
-        if beta == self.beta:
-            return self
-        even = self.lam * (1 - self.beta) / (1 - beta)
-        lam = min(lambdas, key=lambda each: abs(math.log((1 + each) / (1 + even))))
-        return Candidate(lam, beta, self.lr)
+        found = []
+        for beta in betas:
+            even = self.lam * (1 - self.beta) / (1 - beta)
+            lam = min(lambdas, key=lambda each: abs(math.log((1 + each) / (1 + even))))
+            found.append(self if beta == self.beta else Candidate(lam, beta, self.lr))
+        return found
 
 
 class Trial(NamedTuple):
@@ -87,12 +88,21 @@ class Trial(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What the one-standard-error rule takes, and from what."""
+    """What one step of the search takes, and from what."""
 
     pick: Candidate
     best: Candidate
-    within: int  # candidates within one standard error of the best, that one among them
+    within: int  # candidates that are not told apart from the best, that one among them
     compared: int
+
+
+class Step(NamedTuple):
+    """A part of the search that chooses some of the settings."""
+
+    names: tuple[str, ...]  # fields of Candidate
+    epochs: int
+    errors: float  # standard errors below the best at which a candidate is as good
+    candidates_at: Callable[[Candidate], list[Candidate]]
 
 
 @dataclass(frozen=True)
@@ -173,13 +183,14 @@ def tune(
     pick = Candidate(**{name: _nearest(name, grid[name], default) for name in grid})
     choices: dict[tuple[str, ...], Choice] = {}
     done: list[Trial] = []
-    steps: tuple[tuple[tuple[str, ...], int, Callable[[Candidate], list[Candidate]]], ...] = (
-        (("lr",), short, lambda at: [at._replace(lr=lr) for lr in grid["lr"]]),
-        (("lam",), long, lambda at: [at._replace(lam=lam) for lam in grid["lam"]]),
-        (("lam", "beta"), long, lambda at: [at.with_beta(b, grid["lam"]) for b in grid["beta"]]),
+    steps: tuple[Step, ...] = (
+        Step(("lr",), short, 1.0, lambda at: [at._replace(lr=lr) for lr in grid["lr"]]),
+        Step(("lam",), long, 1.0, lambda at: [at._replace(lam=lam) for lam in grid["lam"]]),
+        # These are alike in strength: none is the safe one.
+        Step(("lam", "beta"), long, 0.0, lambda at: at.with_betas(grid["beta"], grid["lam"])),
     )
-    for names, length, beside in steps:
-        candidates = beside(pick)
+    for names, length, errors, candidates_at in steps:
+        candidates = candidates_at(pick)
         if len(candidates) == 1:
             continue
         marks: dict[Candidate, np.ndarray] = {}
@@ -196,7 +207,7 @@ def tune(
                 write_text(folder / "trials.csv", _table(done))
         if not marks:
             raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
-        choices[names] = choose(_hits_of_all(marks), default)
+        choices[names] = choose(_hits_of_all(marks), default, errors)
         pick = choices[names].pick
     return TuneResult(
         folder=folder,
@@ -239,8 +250,8 @@ def plan_epochs(sizes: Mapping[str, int], epochs: int) -> tuple[int, int, int]:
     return short, long, planned
 
 
-def choose(hits: Mapping[Candidate, np.ndarray], default: Candidate) -> Choice:
-    """Return the candidate nearest to `default` within one standard error of the best.
+def choose(hits: Mapping[Candidate, np.ndarray], default: Candidate, errors: float = 1.0) -> Choice:
+    """Return the candidate nearest to `default` within so many standard errors of the best.
 
     `hits` tell which of the V validation labels each predicts, bool [V]. Two candidates differ
     only where one is right and the other wrong: on g images for the best and l for the other, and
@@ -251,7 +262,7 @@ def choose(hits: Mapping[Candidate, np.ndarray], default: Candidate) -> Choice:
     for candidate, predicted in hits.items():
         gained = int((hits[best] & ~predicted).sum())
         lost = int((predicted & ~hits[best]).sum())
-        if gained - lost <= math.sqrt(gained + lost):
+        if gained - lost <= errors * math.sqrt(gained + lost):
             within.append(candidate)
     pick = min(within, key=lambda each: (each.distance(default), -hits[each].mean()))
     return Choice(pick, best, len(within), len(hits))

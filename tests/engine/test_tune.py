@@ -53,8 +53,8 @@ def test_settings_are_apart_by_factors():
     [(1, 0.7, 0.9, 3), (3, 0.7, 0.9, 7), (7, 0.7, 0.9, 7), (3, 0.7, 0.7, 3), (3, 0.9, 0.7, 1)],
 )
 def test_another_beta_has_the_lambda_that_makes_up_for_it(lam, beta, other, picked):
-    candidate = Candidate(lam, beta, 0.01).with_beta(other, (1, 3, 7))
-    assert candidate == (picked, other, 0.01)
+    at = Candidate(lam, beta, 0.01)
+    assert at.with_betas((beta, other), (1, 3, 7)) == [at, Candidate(picked, other, 0.01)]
 
 
 def marks(text: str) -> np.ndarray:
@@ -90,6 +90,14 @@ def test_what_a_kill_left_of_the_first_file_is_no_obstacle(config, tmp_path, tra
     (tmp_path / "t").mkdir()
     (tmp_path / "t/.tune.json.abc").write_text("{")
     assert tune(config, tmp_path / "t", **GRID).pick == Candidate(1.0, 0.7, 0.01)
+
+
+def test_without_leeway_the_best_is_picked():
+    best = Candidate(7.0, 0.9, 0.001)
+    one_more = {DEFAULT: marks("0111"), best: marks("1111")}
+    assert choose(one_more, DEFAULT, 0.0) == (best, best, 1, 2)
+    alike = {DEFAULT: marks("0111"), best: marks("1110")}
+    assert choose(alike, DEFAULT, 0.0) == (DEFAULT, DEFAULT, 2, 2)
 
 
 def test_one_image_is_no_difference():
