@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,60 +163,27 @@ def tune(
     if lrs is None:
         lrs = [float(f"{factor * automatic:.3g}") for factor in LR_FACTORS]
     grid = _grid(config, lambdas, betas, lrs)
-    samples = load_samples(config.replace(val_fraction=0.0))
-    fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
-    searched = config.replace(val_fraction=fraction)
-    manifest = draw_validation(samples, fraction, config.seed)
-    val_images = len(manifest.rows("val"))
-    if val_images == 0:
-        raise DataError(f"{config.data}: no validation images to compare by. Raise --val-fraction.")
-    group = current_group()
-    folder = out or group.from_first(lambda: new_path(config.data, "tune"))
-    description = _description(searched, grid, manifest)
-    group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
-
+    search = _Search.begun(config, grid, out, overwrite, observer)
     sizes = {name: len(values) for name, values in grid.items()}
     short, long, planned = plan_epochs(sizes, config.epochs)
-    observer.note(
-        f"{folder}: {planned} epochs in all, like {planned / config.epochs:.1f} whole trainings"
-    )
+    whole = planned / config.epochs
+    observer.note(f"{search.folder}: {planned} epochs in all, like {whole:.1f} whole trainings")
     pick = Candidate(**{name: _nearest(name, grid[name], default) for name in grid})
     choices: dict[tuple[str, ...], Choice] = {}
-    done: list[Trial] = []
-    steps: tuple[Step, ...] = (
-        Step(("lr",), short, 1.0, lambda at: [at._replace(lr=lr) for lr in grid["lr"]]),
-        Step(("lam",), long, 1.0, lambda at: [at._replace(lam=lam) for lam in grid["lam"]]),
-        # These are alike in strength: none is the safe one.
-        Step(("lam", "beta"), long, 0.0, lambda at: at.with_betas(grid["beta"], grid["lam"])),
-    )
-    for names, length, errors, candidates_at in steps:
-        candidates = candidates_at(pick)
-        if len(candidates) == 1:
-            continue
-        marks: dict[Candidate, np.ndarray] = {}
-        for number, candidate in enumerate(candidates, 1):
-            title = f"{_plain_name(names[-1])} {number} of {len(candidates)}"
-            found = _run_trial(searched, candidate, length, manifest, folder, title, observer)
-            trial = Trial(candidate, length, None)
-            if found is not None:
-                marks[candidate] = found
-                trial = trial._replace(agreement=_agreement(found))
-            if trial not in done:  # what has been picked is compared again
-                done.append(trial)
-            if group.is_first:
-                write_text(folder / "trials.csv", _table(done))
-        if not marks:
-            raise TrainingError(f"{folder}: no run could be trained. Lower --lrs.")
-        choices[names] = choose(_hits_of_all(marks), default, errors)
-        pick = choices[names].pick
+    for step in _steps(grid, short, long):
+        candidates = step.candidates_at(pick)
+        if len(candidates) > 1:
+            hits = search.compare(candidates, step)
+            choices[step.names] = choose(hits, default, step.errors)
+            pick = choices[step.names].pick
     return TuneResult(
-        folder=folder,
+        folder=search.folder,
         config=config.replace(**pick._asdict()),
         pick=pick,
         choices=choices,
-        trials=done,
-        val_images=val_images,
-        cost=planned / (config.epochs * math.prod(sizes.values())),
+        trials=search.done,
+        val_images=len(search.manifest.rows("val")),
+        cost=whole / math.prod(sizes.values()),
     )
 
 
@@ -295,6 +262,15 @@ def _grid(
     return grid
 
 
+def _steps(grid: Mapping[str, Sequence[float]], short: int, long: int) -> tuple[Step, ...]:
+    return (
+        Step(("lr",), short, 1.0, lambda at: [at._replace(lr=lr) for lr in grid["lr"]]),
+        Step(("lam",), long, 1.0, lambda at: [at._replace(lam=lam) for lam in grid["lam"]]),
+        # These are alike in strength: none is the safe one.
+        Step(("lam", "beta"), long, 0.0, lambda at: at.with_betas(grid["beta"], grid["lam"])),
+    )
+
+
 def _nearest(name: str, values: Sequence[float], default: Candidate) -> float:
     return min(values, key=lambda value: default.distance(default._replace(**{name: value})))
 
@@ -350,58 +326,101 @@ def _check_same(folder: Path, found: Mapping[str, Any], description: Mapping[str
             raise RunError(f"{folder}: {text}. Add --overwrite, or choose another --out.")
 
 
-def _run_trial(
-    config: TrainConfig,
-    candidate: Candidate,
-    epochs: int,
-    manifest: Manifest,
-    folder: Path,
-    title: str,
-    observer: Observer,
-) -> np.ndarray | None:
-    """Train one candidate, go on where it stopped, or read what it reached.
+@dataclass(frozen=True)
+class _Search:
+    """What all runs of a search have in common, and those that are done."""
 
-    Returns a mark per validation label, str [V] of HIT, MISS and UNREADABLE, or None where training
-    failed.
-    """
-    name = f"{epochs}-epochs-{candidate}".replace(", ", "-").replace(" ", "-")
-    run = RunFolder(folder / "trials" / name)
-    reached = run.path / "validation.txt"
-    group = current_group()
-    if not group.from_first(reached.is_file):
-        watcher = _TrialObserver(observer, title)
-        try:
-            if group.from_first(lambda: _can_go_on(run, config.device)):
-                resume(run.path, observer=watcher, for_audit=False)
-            else:
-                group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
-                settings = shortened(config, epochs).replace(**candidate._asdict())
-                fit(settings, run.path, observer=watcher, for_audit=False)
-        except Interrupted as error:
-            raise error.continued_with(f"the same command, --out {folder}") from None
-        except Diverged as error:
-            if group.processes > 1:  # the others may not know of it
-                raise
-            observer.note(f"{candidate}: {error}")
-            return None
-        group.from_first(lambda: write_text(reached, _marks_text(run, manifest)))
-    group.from_first(run.remove_state)
-    marks = np.array(list(group.from_first(lambda: reached.read_text(encoding="utf-8")).strip()))
-    if (marks == UNREADABLE).all():
-        raise DataError(f"{config.data}: no validation image can be read.")
-    observer.note(f"{title}: {candidate}, {epochs} epochs: {_agreement(marks):.1%}")
-    return marks
+    config: TrainConfig  # of the runs, but for epochs and candidate
+    manifest: Manifest
+    folder: Path
+    observer: Observer
+    done: list[Trial] = field(default_factory=list)
+
+    @classmethod
+    def begun(
+        cls,
+        config: TrainConfig,
+        grid: Mapping[str, Sequence[float]],
+        out: Path | None,
+        overwrite: bool,
+        observer: Observer,
+    ) -> _Search:
+        """Draw the validation rows, and make the folder or take up the search in it."""
+        samples = load_samples(config.replace(val_fraction=0.0))
+        fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
+        manifest = draw_validation(samples, fraction, config.seed)
+        if len(manifest.rows("val")) == 0:
+            raise DataError(
+                f"{config.data}: no validation images to compare by. Raise --val-fraction."
+            )
+        config = config.replace(val_fraction=fraction)
+        group = current_group()
+        folder = out or group.from_first(lambda: new_path(config.data, "tune"))
+        description = _description(config, grid, manifest)
+        group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
+        return cls(config, manifest, folder, observer)
+
+    def compare(self, candidates: Sequence[Candidate], step: Step) -> dict[Candidate, np.ndarray]:
+        """Train the candidates of a step and return which validation labels each predicts.
+
+        bool [V], over the images that all of them could read; without those that failed to train.
+        """
+        marks: dict[Candidate, np.ndarray] = {}
+        for number, candidate in enumerate(candidates, 1):
+            title = f"{_plain_name(step.names[-1])} {number} of {len(candidates)}"
+            found = self._train(candidate, step.epochs, title)
+            trial = Trial(candidate, step.epochs, None)
+            if found is not None:
+                marks[candidate] = found
+                trial = trial._replace(agreement=_agreement(found))
+            if trial not in self.done:  # what has been picked is compared again
+                self.done.append(trial)
+            if current_group().is_first:
+                write_text(self.folder / "trials.csv", _table(self.done))
+        if not marks:
+            raise TrainingError(f"{self.folder}: no run could be trained. Lower --lrs.")
+        readable = np.all([each != UNREADABLE for each in marks.values()], axis=0)
+        return {candidate: each[readable] == HIT for candidate, each in marks.items()}
+
+    def _train(self, candidate: Candidate, epochs: int, title: str) -> np.ndarray | None:
+        """Train one candidate, go on where it stopped, or read what it reached.
+
+        Returns a mark per validation label, str [V] of HIT, MISS and UNREADABLE, or None where
+        training failed.
+        """
+        name = f"{epochs}-epochs-{candidate}".replace(", ", "-").replace(" ", "-")
+        run = RunFolder(self.folder / "trials" / name)
+        reached = run.path / "validation.txt"
+        group = current_group()
+        if not group.from_first(reached.is_file):
+            watcher = _TrialObserver(self.observer, title)
+            try:
+                if group.from_first(lambda: _can_go_on(run, self.config.device)):
+                    resume(run.path, observer=watcher, for_audit=False)
+                else:
+                    group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
+                    settings = shortened(self.config, epochs).replace(**candidate._asdict())
+                    fit(settings, run.path, observer=watcher, for_audit=False)
+            except Interrupted as error:
+                raise error.continued_with(f"the same command, --out {self.folder}") from None
+            except Diverged as error:
+                if group.processes > 1:  # the others may not know of it
+                    raise
+                self.observer.note(f"{candidate}: {error}")
+                return None
+            group.from_first(lambda: write_text(reached, _marks_text(run, self.manifest)))
+        group.from_first(run.remove_state)
+        text = group.from_first(lambda: reached.read_text(encoding="utf-8")).strip()
+        marks = np.array(list(text))
+        if (marks == UNREADABLE).all():
+            raise DataError(f"{self.config.data}: no validation image can be read.")
+        self.observer.note(f"{title}: {candidate}, {epochs} epochs: {_agreement(marks):.1%}")
+        return marks
 
 
 def _agreement(marks: np.ndarray) -> float:
     """Return the share of readable validation images whose label is predicted."""
     return float((marks[marks != UNREADABLE] == HIT).mean())
-
-
-def _hits_of_all(marks: Mapping[Candidate, np.ndarray]) -> dict[Candidate, np.ndarray]:
-    """Return which labels each predicts, bool [V], of the images that all of them could read."""
-    readable = np.all([each != UNREADABLE for each in marks.values()], axis=0)
-    return {candidate: each[readable] == HIT for candidate, each in marks.items()}
 
 
 def _can_go_on(run: RunFolder, device: str) -> bool:
