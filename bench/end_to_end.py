@@ -207,15 +207,17 @@ def measure(files: str, backbone: str, args: argparse.Namespace) -> dict[str, ob
             write_photos(folder / split, width, height, quality, round(share * count))
         rounds = []
         for number in range(args.rounds + 1):
-            sides = ["elr", args.peer] if number % 2 else [args.peer, "elr"]
-            times = {s: run(s, folder, Path(made) / s, backbone, args) for s in sides}
+            turns = ["elr", args.peer] if number % 2 else [args.peer, "elr"]
+            times = {s: run(s, folder, Path(made) / s, backbone, args) for s in turns}
             if number > 0:  # the first one warms the disk cache
                 rounds.append(times)
 
+    sides = ["elr", args.peer]
+
     def ratio(part: int | None) -> list[float]:
         seconds = [
-            [times[s][part] if part is not None else times[s][0] - times[s][1] for s in times]
-            for times in ({s: r[s] for s in ("elr", args.peer)} for r in rounds)
+            [times[s][part] if part is not None else times[s][0] - times[s][1] for s in sides]
+            for times in rounds
         ]
         return [round(ours / theirs, 3) for ours, theirs in seconds]
 

@@ -403,6 +403,11 @@ def option_name(name: str) -> str:
     return flag or "--" + name.replace("_", "-")
 
 
+def plain_name(name: str) -> str:
+    """Return the spelling of a setting in tables and files, `lambda` for `lam`."""
+    return option_name(name).removeprefix("--")
+
+
 def check_names(values: Mapping[str, Any], source: str) -> None:
     """Refuse names that are not settings, with the nearest one that is."""
     known = [spec.name for spec in dataclasses.fields(TrainConfig)]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from elrcli.config import AUDIT_SETTINGS, AUTO, READING_SETTINGS, TrainConfig, option_name
+from elrcli.config import AUDIT_SETTINGS, AUTO, READING_SETTINGS, TrainConfig, plain_name
 from elrcli.data.manifest import manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.distributed import current_group, joined
@@ -93,5 +93,5 @@ def other_settings(made: TrainConfig, wanted: TrainConfig, asked: Collection[str
     for name in sorted(set(asked) - left_to_run):
         has, wants = getattr(made, name), getattr(wanted, name)
         if wants is not None and has != wants:
-            differences.append(f"{option_name(name).removeprefix('--')} {has}, not {wants}")
+            differences.append(f"{plain_name(name)} {has}, not {wants}")
     return ", ".join(differences)

@@ -21,7 +21,7 @@ from elrcli.cli.options import (
     was_given,
     with_some_settings,
 )
-from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name
+from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name
 from elrcli.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def tune_lines(result: TuneResult) -> list[str]:
 def _reason(names: Sequence[str], choice: Choice) -> str:
     """Return what was picked in one step, and why."""
     pick, best = (
-        ", ".join(f"{option_name(name)[2:]} {getattr(each, name):g}" for name in names)
+        ", ".join(f"{plain_name(name)} {getattr(each, name):g}" for name in names)
         for each in (choice.pick, choice.best)
     )
     if choice.within == 1:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from elrcli.config import TrainConfig, option_name, read_json_object
+from elrcli.config import TrainConfig, plain_name, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import automatic_lr
@@ -71,12 +71,12 @@ class Candidate(NamedTuple):
 
         The targets of the first epochs grow with `1 - beta`, so `lam * (1 - beta)` is kept.
         """
-        found = []
-        for beta in betas:
+
+        def lam_for(beta: float) -> float:
             even = self.lam * (1 - self.beta) / (1 - beta)
-            lam = min(lambdas, key=lambda each: abs(math.log((1 + each) / (1 + even))))
-            found.append(self if beta == self.beta else Candidate(lam, beta, self.lr))
-        return found
+            return min(lambdas, key=lambda lam: abs(math.log((1 + lam) / (1 + even))))
+
+        return [Candidate(lam_for(beta), beta, self.lr) for beta in betas]
 
 
 class Trial(NamedTuple):
@@ -367,7 +367,7 @@ class _Search:
         """
         marks: dict[Candidate, np.ndarray] = {}
         for number, candidate in enumerate(candidates, 1):
-            title = f"{_plain_name(step.names[-1])} {number} of {len(candidates)}"
+            title = f"{plain_name(step.names[-1])} {number} of {len(candidates)}"
             found = self._train(candidate, step.epochs, title)
             trial = Trial(candidate, step.epochs, None)
             if found is not None:
@@ -458,11 +458,7 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def _plain(candidate: Candidate, names: Sequence[str]) -> dict[str, float]:
-    return {_plain_name(name): getattr(candidate, name) for name in names}
-
-
-def _plain_name(name: str) -> str:
-    return option_name(name).removeprefix("--")
+    return {plain_name(name): getattr(candidate, name) for name in names}
 
 
 def _table(trials: Sequence[Trial]) -> str:
