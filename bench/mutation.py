@@ -51,7 +51,9 @@ MODULES = {
         f"{HOSTILE}probabilities_beyond_one_are_not_believed",
         f"{HOSTILE}a_column_that_is_there_twice_is_refused",
     ],
-    "data/manifest": ["tests/data/test_manifest.py", "tests/data/test_bad_csv.py"],
+    "data/manifest": ["tests/data/test_manifest.py"],
+    "data/csv_files": ["tests/data/test_csv_files.py", "tests/data/test_bad_csv.py"],
+    "data/folders": ["tests/data/test_folders.py"],
 }
 WAIT = 300  # seconds for one fault, most of them perhaps spent on other programs
 MEMORY = 4 * 1024**3  # bytes beyond what a process starts with

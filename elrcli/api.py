@@ -396,7 +396,9 @@ def _as_given(manifest: Manifest, settings: TrainConfig) -> tuple[Manifest, set[
     """
     import numpy as np
 
-    from elrcli.data.manifest import SPLITS, listed, load_data
+    from elrcli.data.manifest import load_data
+    from elrcli.data.rows import SPLITS
+    from elrcli.errors import listed
 
     is_csv = settings.data.is_file()
     given = load_data(
@@ -432,7 +434,7 @@ def _as_given(manifest: Manifest, settings: TrainConfig) -> tuple[Manifest, set[
 
 def _check_removed(plan: Plan, gone: set[int], data: Path) -> None:
     """Raise DataError unless every sample that is gone from the data is decided to be removed."""
-    from elrcli.data.manifest import listed
+    from elrcli.errors import listed
 
     missing = sorted(gone.intersection(plan.rows.tolist()))
     if missing:
@@ -538,7 +540,8 @@ def make_noise(
     numbers, P(given | true), classes in natural order. `mapping` belongs to `asymmetric`.
     """
     _check_noise(kind, rate, mapping, matrix)
-    from elrcli.data.manifest import SPLITS, load_data
+    from elrcli.data.manifest import load_data
+    from elrcli.data.rows import SPLITS
     from elrcli.tables import table_format, write_table
 
     if table_format(Path(out)) != "csv":

@@ -7,7 +7,6 @@ arguments are checked by it, and `config.json` is written from it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -21,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from elrcli.errors import ConfigError
+from elrcli.errors import ConfigError, did_you_mean
 
 DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
     "Data",
@@ -413,8 +412,7 @@ def check_names(values: Mapping[str, Any], source: str) -> None:
     known = [spec.name for spec in dataclasses.fields(TrainConfig)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(str(name), known)
             raise ConfigError(f"{source}: unknown setting {str(name)!r}.{hint}")
 
 

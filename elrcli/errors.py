@@ -5,6 +5,12 @@ The command line maps them to exit codes in one place, `elrcli.cli.app.main`.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
+SHOWN = 5  # bad rows, missing files, loose names that one message lists
+MOST_PROBLEMS = 1000  # of one kind, after which no more are looked for
+
 
 def printable(text: str) -> str:
     """Return text that a terminal shows and does not obey.
@@ -32,6 +38,29 @@ def legible(name: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that a name is not among the known ones, and which may be meant."""
+    known = list(known)
+    hint = did_you_mean(name, known) or f" Known: {legible(', '.join(sorted(known)[:SHOWN]))}."
+    return f"unknown {kind} '{legible(name)}'.{hint}"
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return a hint at the known name that is most alike, after a space, or nothing."""
+    close = difflib.get_close_matches(name[:200], known[:2000], n=1)
+    return f" Did you mean '{legible(close[0])}'?" if close else ""
+
+
+def listed(problems: Sequence[str], count: int | None = None, shown: int = SHOWN) -> str:
+    """Return the first problems, one a line, and how many there are beyond, of `count` in all."""
+    is_cut = count is None and len(problems) >= MOST_PROBLEMS
+    more = (len(problems) if count is None else count) - shown
+    if more <= 0:
+        return "\n".join(problems)
+    at_least = "at least " if is_cut else ""
+    return "\n".join([*problems[:shown], f"and {at_least}{more} more"])
 
 
 class ElrError(Exception):

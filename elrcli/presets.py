@@ -6,11 +6,10 @@ with a cosine that restarts, `plus` is ELR+. What the paper leaves to its code i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from elrcli.errors import ConfigError
+from elrcli.errors import ConfigError, did_you_mean
 
 Settings = dict[str, Any]
 
@@ -110,10 +109,9 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     """
     if name not in PRESETS:
         begun = [preset for preset in PRESETS if preset.startswith(name)]
-        hint = f"Choose one of {', '.join(begun or PRESETS)}."
-        if not begun and (near := difflib.get_close_matches(name, PRESETS, n=1)):
-            hint = f"Did you mean {near[0]}?"
-        raise ConfigError(f"--preset {name}: no such preset. {hint}")
+        hint = "" if begun else did_you_mean(name, list(PRESETS))
+        hint = hint or f" Choose one of {', '.join(begun or PRESETS)}."
+        raise ConfigError(f"--preset {name}: no such preset.{hint}")
     preset = PRESETS[name]
     both = {**preset, **settings}
     method = both["method"]

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from elrcli.config import TrainConfig, read_json_object
-from elrcli.data.manifest import Manifest, read_manifest, write_csv_rows
+from elrcli.data.csv_files import write_csv_rows
+from elrcli.data.manifest import Manifest, read_manifest
 from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from elrcli.data.manifest import write_csv_rows
+from elrcli.data.csv_files import write_csv_rows
 from elrcli.errors import ConfigError
 from elrcli.run import atomic_path
 

@@ -187,7 +187,9 @@ def test_another_schedule_leaves_out_the_values_of_the_presets():
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(ConfigError) as caught:
         with_preset("cifar10-symm", {})
-    assert str(caught.value) == ("--preset cifar10-symm: no such preset. Did you mean cifar10-sym?")
+    assert str(caught.value) == (
+        "--preset cifar10-symm: no such preset. Did you mean 'cifar10-sym'?"
+    )
     with pytest.raises(ConfigError, match=r"no such preset\. Choose one of cifar10-sym, .*plus\.$"):
         with_preset("zzz", {})
     with pytest.raises(ConfigError, match=r"\. Choose one of webvision, webvision-plus\.$"):

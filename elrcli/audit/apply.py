@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
-from elrcli.data.manifest import SPLITS, Manifest, is_image_name, listed
+from elrcli.data.folders import is_image_name
+from elrcli.data.manifest import Manifest
+from elrcli.data.rows import SPLITS
 from elrcli.engine.interrupts import StopSignals
-from elrcli.errors import ConfigError, DataError, legible
+from elrcli.errors import ConfigError, DataError, legible, listed
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")

@@ -7,16 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elrcli.data.manifest import (
-    MOST_PROBLEMS,
-    Manifest,
-    column_names,
-    csv_column,
-    csv_rows,
-    did_you_mean,
-    listed,
-)
-from elrcli.errors import DataError, legible
+from elrcli.data.csv_files import column_names, csv_column, csv_rows
+from elrcli.data.manifest import Manifest
+from elrcli.errors import MOST_PROBLEMS, DataError, did_you_mean, legible, listed
 
 DECISIONS = ("keep", "relabel", "remove", "unsure")
 DECISION_COLUMNS = ("path", "label", "decision", "new_label")

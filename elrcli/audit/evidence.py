@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from elrcli.data.manifest import SPLITS, Manifest
+from elrcli.data.manifest import Manifest
+from elrcli.data.rows import SPLITS
 from elrcli.errors import RunError
 
 FLOOR = 1e-6

@@ -25,7 +25,8 @@ from PIL import Image
 
 from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.data.images import ImageProblem, read_image
-from elrcli.data.manifest import SPLITS, Manifest
+from elrcli.data.manifest import Manifest
+from elrcli.data.rows import SPLITS
 
 HERE = Path(__file__).parent
 SCRIPTS = ("report_logic.js", "report_summary.js", "report_review.js")

@@ -24,14 +24,9 @@ from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
 from elrcli.config import read_json_object
-from elrcli.data.manifest import (
-    SPLITS,
-    Manifest,
-    column_names,
-    csv_column,
-    csv_rows,
-    load_data,
-)
+from elrcli.data.csv_files import column_names, csv_column, csv_rows
+from elrcli.data.manifest import Manifest, load_data
+from elrcli.data.rows import SPLITS
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from elrcli.data.manifest import csv_column, csv_rows, image_paths, is_image_name, listed
-from elrcli.errors import DataError
+from elrcli.data.csv_files import csv_column, csv_rows
+from elrcli.data.folders import image_paths, is_image_name
+from elrcli.errors import DataError, listed
 
 
 class ImageInput(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elrcli.data.manifest import SPLITS
+from elrcli.data.rows import SPLITS
 from elrcli.engine.distributed import Group
 from elrcli.engine.metrics import EpochTotals
 from elrcli.engine.samples import OwnSamples

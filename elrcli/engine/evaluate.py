@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from elrcli.data.manifest import SPLITS, load_data
+from elrcli.data.manifest import load_data
+from elrcli.data.rows import SPLITS
 from elrcli.engine.distributed import joined
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from elrcli.data.manifest import SPLITS, Manifest
+from elrcli.data.manifest import Manifest
+from elrcli.data.rows import SPLITS
 from elrcli.data.shares import Share, deal_rows
 from elrcli.engine.distributed import Group
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from elrcli.config import TrainConfig
 from elrcli.data.loader import Batch, RowLoader, images_per_epoch
-from elrcli.data.manifest import SPLITS, Manifest, manifest_text
+from elrcli.data.manifest import Manifest, manifest_text
+from elrcli.data.rows import SPLITS
 from elrcli.engine.automatic import table_choice
 from elrcli.engine.batch_size import BatchTrial
 from elrcli.engine.checkpoints import (

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elrcli.data import manifest as module
-from elrcli.data.manifest import is_inside, load_data
+from elrcli.data import csv_files as module
+from elrcli.data.manifest import load_data
+from elrcli.data.rows import is_inside
 from elrcli.errors import DataError, legible, printable
 
 

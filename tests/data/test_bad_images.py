@@ -17,8 +17,9 @@ from PIL import Image, ImageCms
 from elrcli.audit.run import audit_run
 from elrcli.config import TrainConfig
 from elrcli.data import images
+from elrcli.data.csv_files import csv_rows
 from elrcli.data.images import ImageProblem, read_image
-from elrcli.data.manifest import StringTable, csv_rows, load_data
+from elrcli.data.manifest import StringTable, load_data
 from elrcli.engine.fit import fit
 from elrcli.engine.observer import Observer
 from elrcli.run import RunFolder
