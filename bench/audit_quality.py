@@ -35,6 +35,7 @@ from elrcli.audit.evidence import Evidence, TopTable, agreed, evidence_of_run, n
 from elrcli.audit.neighbours import FeatureSpace, neighbourhoods
 from elrcli.audit.ranking import rank_labels
 from elrcli.audit.scores import ranking_figures
+from elrcli.config import Reading
 from elrcli.data.manifest import load_data
 from elrcli.engine import learner
 from elrcli.engine.checkpoints import load_checkpoint
@@ -153,7 +154,7 @@ def write_fold(
     made: sets.StudySet, fold: int, noise: str, seed: int, args: argparse.Namespace
 ) -> Path:
     """Write the labels with one fifth as validation split."""
-    manifest = load_data(made.csv, root=made.root, truth_column="true_label")
+    manifest = load_data(made.csv, Reading(root=made.root), truth_column="true_label")
     assert manifest.truth is not None
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     held_out = list(folds.split(manifest.labels, manifest.labels))[fold][1]

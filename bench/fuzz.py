@@ -200,7 +200,7 @@ class Box:
     def _readers(self) -> dict[str, Callable[[Path], object]]:
         from elrcli.audit.apply import plan_corrections, write_csv, write_folder
         from elrcli.audit.run import trained_evidence
-        from elrcli.config import TrainConfig, read_toml
+        from elrcli.config import Reading, TrainConfig, read_toml
         from elrcli.data.manifest import load_data
         from elrcli.engine.features import Features
         from elrcli.engine.fit import resume
@@ -231,7 +231,7 @@ class Box:
             write_folder(plan, self.case / "out", mode="symlink", with_split=False)
 
         return {
-            "csv": lambda file: load_data(file, root=self.data),
+            "csv": lambda file: load_data(file, Reading(root=self.data)),
             "manifest": in_place(run.manifest_file, run.manifest, lambda: resume(run.path)),
             "decisions": decisions,
             "audit": suggestions,

@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from elrcli.audit.scores import ranking_figures
+from elrcli.config import Reading
 from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import load_data
 from elrcli.data.transforms import eval_transform
@@ -40,7 +41,7 @@ def frozen_features(args: argparse.Namespace) -> tuple[list[str], np.ndarray]:
         made = sets.cifar(
             args.out / "all.csv", args.cifar, args.labels, "clean", args.pool, 0, seed=0
         )
-        manifest = load_data(made.csv, root=args.cifar)
+        manifest = load_data(made.csv, Reading(root=args.cifar))
         network = create_network("tf_efficientnet_lite0", 10, weights=args.weights).eval()
         runtime, prepared = choose_runtime("cpu"), preprocessing(network, args.image_size)
         loader = RowLoader(
@@ -113,7 +114,7 @@ def cell(
     """Return the figures of all methods on one set."""
     paths, features = pool
     made = sets.cifar(args.out / "set.csv", args.cifar, args.labels, noise, args.pool, 0, seed=0)
-    manifest = load_data(made.csv, root=args.cifar, truth_column="true_label")
+    manifest = load_data(made.csv, Reading(root=args.cifar), truth_column="true_label")
     assert manifest.truth is not None
     assert list(manifest.paths) == paths
     rng = np.random.default_rng(seed)

@@ -7,11 +7,11 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elrcli.config import TUNED_SETTINGS, TrainConfig, check_names, read_json_object
+from elrcli.config import TUNED_SETTINGS, Reading, TrainConfig, check_names, read_json_object
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, UsageError, legible
@@ -244,7 +244,8 @@ def audit_labels(
     if not Path(target).exists():  # said before torch is loaded
         raise DataError(f"{target}: no such file or folder. Name a run, or images to audit.")
     from elrcli.audit.quick import run_for_audit
-    from elrcli.audit.run import audit_run, check_place, truth_columns
+    from elrcli.audit.run import audit_run, check_place, true_labels_of
+    from elrcli.data.manifest import load_data
     from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
@@ -255,17 +256,11 @@ def audit_labels(
         raise ConfigError("--report-images: there is no page with --no-report. Leave one out.")
     if report_images is not None and report_images < 1:
         raise ConfigError(f"--report-images {report_images}: must be at least 1.")
-    columns: dict[str, Any] = {
-        "root": _path(root),
-        "path_column": path_column,
-        "label_column": label_column,
-        "split_column": split_column,
-        "follow_links": follow_links,
-    }
+    reading = Reading(_path(root), path_column, label_column, split_column, follow_links)
     run = Path(target)
     if RunFolder(run).is_run():
         refused = [*settings, *(["overwrite"] if overwrite else [])]
-        unused = {} if data is not None else columns | {"device": device}
+        unused = {} if data is not None else asdict(reading) | {"device": device}
         refused += [name for name, value in unused.items() if value != getattr(TrainConfig, name)]
         if refused:
             raise ConfigError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
@@ -274,21 +269,21 @@ def audit_labels(
             raise ConfigError(f"{run}: is no run, so it cannot rank the labels of {data}.")
         if out is not None:
             check_place(Path(out))
-        if truth is not None:
-            truth_columns(Path(truth), truth_column, [path_column])
         if truth is None:
             settings["truth_column"] = truth_column
             truth_column = None
+        else:
+            true_labels_of(load_data(run, reading), Path(truth), truth_column, [path_column])
         if device != "auto":
             settings["device"] = device
         run = run_for_audit(
-            run, columns | settings, _path(out), overwrite=overwrite, observer=observer
+            run, asdict(reading) | settings, _path(out), overwrite=overwrite, observer=observer
         ).path
     return audit_run(
         run,
         _path(out),
         data=_path(data),
-        **columns,
+        reading=reading,
         truth=_path(truth),
         truth_column=truth_column,
         threshold=threshold,
@@ -401,15 +396,8 @@ def _as_given(manifest: Manifest, settings: TrainConfig) -> tuple[Manifest, set[
     from elrcli.errors import listed
 
     is_csv = settings.data.is_file()
-    given = load_data(
-        settings.data,
-        root=manifest.root if is_csv else None,
-        path_column=settings.path_column,
-        label_column=settings.label_column,
-        split_column=settings.split_column,
-        follow_links=settings.follow_links,
-        check_files=False,
-    )
+    reading = replace(settings.reading, root=manifest.root if is_csv else None)
+    given = load_data(settings.data, reading, check_files=False)
     row_of = {path: row for row, path in enumerate(given.paths)}
     gone: set[int] = set()
     changed = []
@@ -468,12 +456,8 @@ def evaluate(
     return evaluate_run(
         Path(run),
         Path(data),
+        reading=Reading(_path(root), path_column, label_column, split_column, follow_links),
         split=split,
-        root=_path(root),
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        follow_links=follow_links,
         device=device,
         precision=precision,
         batch_size=batch_size,
@@ -548,14 +532,8 @@ def make_noise(
         raise ConfigError(f"{out}: noisy labels are written as CSV. End the name in .csv.")
     if Path(out).exists():
         raise ConfigError(f"{out}: exists. Choose another --out, or delete it first.")
-    clean = load_data(
-        Path(data),
-        root=_path(root),
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        follow_links=follow_links,
-    )
+    reading = Reading(_path(root), path_column, label_column, split_column, follow_links)
+    clean = load_data(Path(data), reading)
     labels = clean.labels.copy()
     train_rows = clean.rows("train")
     if len(train_rows) == 0:

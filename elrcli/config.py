@@ -71,6 +71,20 @@ def setting(
     )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a folder or a CSV file of labelled images is read; also settings of `elr train`."""
+
+    root: Path | None = None
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str | None = "split"  # None: no splits are read
+    follow_links: bool = False
+
+
+READING_SETTINGS = tuple(field.name for field in dataclasses.fields(Reading))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All settings of `elr train`, checked once when made."""
@@ -349,6 +363,11 @@ class TrainConfig:
                 raise ConfigError(f"{option_name(name)}: {why}.")
 
     @property
+    def reading(self) -> Reading:
+        """How the data is read."""
+        return Reading(**{name: getattr(self, name) for name in READING_SETTINGS})
+
+    @property
     def networks(self) -> int:
         """How many networks the method trains."""
         return 2 if self.method in ("elr-plus", "elr-halves") else 1
@@ -389,8 +408,6 @@ class TrainConfig:
 
 
 TUNED_SETTINGS = ("lam", "beta", "lr")  # what `elr tune` searches
-# How data other than those of a run are read, too.
-READING_SETTINGS = ("root", "path_column", "label_column", "split_column", "follow_links")
 
 # What `elr audit DATA` trains with where nothing else is asked for: few passes over small images.
 AUDIT_SETTINGS: Mapping[str, Any] = {"epochs": 8, "image_size": 96, "cache": "ram"}

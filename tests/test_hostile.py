@@ -22,7 +22,7 @@ from elrcli.api import apply_decisions, make_noise
 from elrcli.audit.apply import is_folder_name, plan_corrections, write_csv, write_folder
 from elrcli.audit.decisions import DECISIONS, read_decisions, read_suggestions
 from elrcli.audit.run import audit_run
-from elrcli.config import TrainConfig, read_toml
+from elrcli.config import Reading, TrainConfig, read_toml
 from elrcli.data.manifest import Manifest, StringTable, load_data, manifest_text
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_snapshot
 from elrcli.engine.fit import fit, resume
@@ -361,7 +361,9 @@ def test_formulas_are_written_as_they_are_and_read_back(tmp_path):
     for name in names:
         (tmp_path / "data" / name).touch()
     write_csv(plan_corrections(manifest, None), tmp_path / "corrected.csv", with_split=False)
-    again = load_data(tmp_path / "corrected.csv", root=tmp_path / "data", classes=manifest.classes)
+    again = load_data(
+        tmp_path / "corrected.csv", Reading(root=tmp_path / "data"), classes=manifest.classes
+    )
     assert manifest_text(again) == manifest_text(manifest)
     with (tmp_path / "corrected.csv").open(newline="") as file:
         assert sorted({row[1] for row in list(csv.reader(file))[1:]}) == [FORMULA, "@SUM(A1)"]
@@ -376,7 +378,7 @@ def test_links_are_followed_only_when_asked_for_and_copied_as_what_they_lead_to(
     (tmp_path / "data/dog/link.png").symlink_to(tmp_path / "private.png")
     with pytest.raises(DataError, match=r"link\.png: a link to"):
         load_data(tmp_path / "data")
-    manifest = load_data(tmp_path / "data", follow_links=True)
+    manifest = load_data(tmp_path / "data", Reading(follow_links=True))
     assert list(manifest.paths) == ["cat/a.png", "dog/b.png", "dog/link.png"]
     write_folder(plan_corrections(manifest, None), tmp_path / "out", mode="copy", with_split=False)
     assert (tmp_path / "out/dog/link.png").read_bytes() == b"secret"

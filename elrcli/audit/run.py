@@ -23,7 +23,7 @@ from elrcli.audit.report import render_report
 from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
-from elrcli.config import read_json_object
+from elrcli.config import Reading, read_json_object
 from elrcli.data.csv_files import column_names, csv_column, csv_rows
 from elrcli.data.manifest import Manifest, load_data
 from elrcli.data.rows import SPLITS
@@ -57,11 +57,7 @@ def audit_run(
     out: Path | None = None,
     *,
     data: Path | None = None,
-    root: Path | None = None,
-    path_column: str = "path",
-    label_column: str = "label",
-    split_column: str = "split",
-    follow_links: bool = False,
+    reading: Reading = Reading(),
     truth: Path | None = None,
     truth_column: str | None = None,
     threshold: float = 0.5,
@@ -84,21 +80,10 @@ def audit_run(
     if out is None and data is not None:
         folder = group.from_first(partial(new_path, data, "audit"))  # it has the time in its name
     check_place(folder)
-    if data is None:
-        manifest = run.manifest()
-    else:
-        manifest = load_data(
-            data,
-            root=root,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            follow_links=follow_links,
-            classes=run.classes(),
-        )
+    manifest = run.manifest() if data is None else load_data(data, reading, classes=run.classes())
     settings = run.train_config()
-    path_columns = (path_column, settings.path_column)
-    true_labels = _true_labels(manifest, truth, truth_column, path_columns)
+    path_columns = (reading.path_column, settings.path_column)
+    true_labels = true_labels_of(manifest, truth, truth_column, path_columns)
     if data is None:
         evidence, unreadable, epochs = trained_evidence(run, manifest)
         features = Features.load(run.features_file, len(manifest))
@@ -267,7 +252,7 @@ def predicted_evidence(
     return evidence, unreadable, features
 
 
-def truth_columns(
+def _truth_columns(
     truth: Path, truth_column: str | None, path_columns: Sequence[str]
 ) -> tuple[str, str]:
     """Return the names of two columns of a CSV file: of the paths and of the true labels.
@@ -290,7 +275,7 @@ def truth_columns(
     return path_column, column
 
 
-def _true_labels(
+def true_labels_of(
     manifest: Manifest,
     truth: Path | None,
     truth_column: str | None,
@@ -301,17 +286,10 @@ def _true_labels(
         if truth_column is not None:
             raise ConfigError("--truth-column: needs --truth FILE.")
         return manifest.truth
-    path_column, column = truth_columns(truth, truth_column, path_columns)
-    table = load_data(
-        truth,
-        root=manifest.root,
-        path_column=path_column,
-        label_column=column,
-        split_column=None,
-        classes=manifest.classes,
-        follow_links=True,  # no image is opened for it
-        check_files=False,
-    )
+    path_column, column = _truth_columns(truth, truth_column, path_columns)
+    # No image is opened for it, so links do no harm.
+    reading = Reading(manifest.root, path_column, column, split_column=None, follow_links=True)
+    table = load_data(truth, reading, classes=manifest.classes, check_files=False)
     known = dict(zip(table.paths, table.labels.tolist(), strict=True))
     missing = [path for path in manifest.paths if path not in known]
     if missing:

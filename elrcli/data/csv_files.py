@@ -13,6 +13,7 @@ from typing import TextIO
 
 import numpy as np
 
+from elrcli.config import Reading
 from elrcli.data.folders import leads_out, links_refused
 from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
 from elrcli.errors import (
@@ -33,13 +34,9 @@ LONGEST_HEADER = 1 << 20  # characters
 def read_csv(
     csv_path: Path,
     root: Path,
-    *,
-    path_column: str,
-    label_column: str,
-    split_column: str | None,
+    reading: Reading,
     truth_column: str | None,
     known: Collection[str] | None,
-    follow_links: bool,
     check_files: bool,
 ) -> tuple[Rows, np.ndarray]:
     """Return the rows of a file, and which of them to take in which order; paths are below `root`.
@@ -49,18 +46,19 @@ def read_csv(
     base = os.path.abspath(root)
     if not os.path.isdir(base):
         raise DataError(f"{base}: no such folder. Check --root.")
-    lines = csv_rows(csv_path, path_column)
+    lines = csv_rows(csv_path, reading.path_column)
     header = [name.strip() for name in next(lines)[1]]
 
     def column(name: str | None, option: str) -> int | None:
         return None if name is None else csv_column(csv_path, header, name, option)
 
+    split_column = reading.split_column
     if split_column == "split" and split_column not in header:
         split_column = None
     reader = _RowReader(
         header=header,
-        path_at=csv_column(csv_path, header, path_column, "--path-column"),
-        label_at=csv_column(csv_path, header, label_column, "--label-column"),
+        path_at=csv_column(csv_path, header, reading.path_column, "--path-column"),
+        label_at=csv_column(csv_path, header, reading.label_column, "--label-column"),
         split_at=column(split_column, "--split-column"),
         truth_at=column(truth_column, "--truth-column"),
         bases=(base, os.path.realpath(base)),
@@ -82,9 +80,10 @@ def read_csv(
     if check_files:
         missing = [int(i) for i in kept if not os.path.exists(f"{base}/{rows.paths[i]}")]
     _refuse_problems(csv_path, base, rows, kept, bad, missing)
-    leading_out = [] if follow_links else _links_out(base, (rows.paths[row] for row in kept))
-    if leading_out:
-        raise DataError(links_refused(leading_out, base))
+    if not reading.follow_links:
+        leading_out = _links_out(base, (rows.paths[row] for row in kept))
+        if leading_out:
+            raise DataError(links_refused(leading_out, base))
     return rows, kept
 
 

@@ -12,12 +12,13 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from elrcli.config import Reading, TrainConfig, option_name
 from elrcli.data.csv_files import read_csv, write_csv_rows
 from elrcli.data.folders import is_image_name, scan_folder
 from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
@@ -96,21 +97,17 @@ def check_exists(data: Path) -> None:
 
 def load_data(
     data: Path,
+    reading: Reading = Reading(),
     *,
-    root: Path | None = None,
-    path_column: str = "path",
-    label_column: str = "label",
-    split_column: str | None = "split",
     truth_column: str | None = None,
     classes: Sequence[str] | None = None,
-    follow_links: bool = False,
     check_files: bool = True,
 ) -> Manifest:
     """Read a folder of class folders, a folder with `train/` and `val/`, or a CSV file.
 
     `classes` fixes the class list and its order; a label outside it is an error. So is a link that
-    leads out of the data root, unless `follow_links`, and a file in a CSV that does not exist, if
-    `check_files`. Without `split_column` no splits are read from a CSV.
+    leads out of the data root, unless `reading` follows links, and a file in a CSV that does not
+    exist, if `check_files`.
     """
     data = Path(data)
     check_exists(data)
@@ -119,31 +116,18 @@ def load_data(
             f"{data}: an image. Name the folder that holds the class folders, or a CSV file."
         )
     if data.is_dir():
-        csv_only = {
-            "--root": root is not None,
-            "--path-column": path_column != "path",
-            "--label-column": label_column != "label",
-            "--split-column": split_column != "split",
-            "--truth-column": truth_column is not None,
-        }
-        given = [option for option, is_set in csv_only.items() if is_set]
+        csv_only = {**asdict(reading), "truth_column": truth_column}
+        del csv_only["follow_links"]
+        given = [name for name, value in csv_only.items() if value != getattr(TrainConfig, name)]
         if given:
-            raise DataError(f"{data} is a folder, but {given[0]} needs a CSV file. Leave it out.")
-        root, rows = data, scan_folder(data, follow_links)
+            option = option_name(given[0])
+            raise DataError(f"{data} is a folder, but {option} needs a CSV file. Leave it out.")
+        root, rows = data, scan_folder(data, reading.follow_links)
         order = rows.order()
     else:
-        root = data.parent if root is None else root
-        rows, order = read_csv(
-            data,
-            root,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            truth_column=truth_column,
-            known=None if classes is None else frozenset(classes),
-            follow_links=follow_links,
-            check_files=check_files,
-        )
+        root = reading.root or data.parent
+        known = None if classes is None else frozenset(classes)
+        rows, order = read_csv(data, root, reading, truth_column, known, check_files)
     manifest = _build(Path(os.path.abspath(root)), rows, order, classes, data)
     if manifest.num_classes < 2 and classes is None:
         raise DataError(

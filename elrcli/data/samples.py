@@ -8,13 +8,5 @@ from elrcli.data.manifest import Manifest, draw_validation, load_data
 
 def load_samples(config: TrainConfig) -> Manifest:
     """Return the samples that `config` trains on, with the validation split that it draws."""
-    listed = load_data(
-        config.data,
-        root=config.root,
-        path_column=config.path_column,
-        label_column=config.label_column,
-        split_column=config.split_column,
-        truth_column=config.truth_column,
-        follow_links=config.follow_links,
-    )
+    listed = load_data(config.data, config.reading, truth_column=config.truth_column)
     return draw_validation(listed, config.val_fraction, config.seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from elrcli.config import Reading
 from elrcli.data.manifest import load_data
 from elrcli.data.rows import SPLITS
 from elrcli.engine.distributed import joined
@@ -46,12 +47,8 @@ def evaluate_run(
     run_path: Path,
     data: Path,
     *,
+    reading: Reading = Reading(),
     split: str | None = None,
-    root: Path | None = None,
-    path_column: str = "path",
-    label_column: str = "label",
-    split_column: str = "split",
-    follow_links: bool = False,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
@@ -65,15 +62,7 @@ def evaluate_run(
     if split is not None and split not in SPLITS:
         raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}.")
     predictor = Predictor.load(run_path, device=device, precision=precision)
-    manifest = load_data(
-        data,
-        root=root,
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        follow_links=follow_links,
-        classes=predictor.classes,
-    )
+    manifest = load_data(data, reading, classes=predictor.classes)
     rows = np.arange(len(manifest)) if split is None else manifest.rows(split)
     if len(rows) == 0:
         raise DataError(f"{data}: has no images in the split '{split}'. Leave --split out.")

@@ -20,6 +20,7 @@ from elrcli.audit.apply import (
     write_csv,
     write_folder,
 )
+from elrcli.config import Reading
 from elrcli.data.manifest import Manifest, StringTable, load_data
 from elrcli.errors import ConfigError, DataError, ElrError, Interrupted
 
@@ -307,7 +308,8 @@ def test_csv_has_the_form_of_the_input(tmp_path: Path, manifest: Manifest):
         "images/3.png,dog,,reviewed: remove\n"
     )
     again = load_data(
-        out, root=manifest.root, path_column="file", label_column="kind", split_column="part"
+        out,
+        Reading(root=manifest.root, path_column="file", label_column="kind", split_column="part"),
     )
     assert dict(zip(again.paths, again.labels, strict=True)) == dict(
         zip(manifest.paths[:2] + manifest.paths[3:], [0, 2, 2, 1], strict=True)
@@ -318,7 +320,7 @@ def test_csv_has_the_usual_columns(tmp_path: Path, manifest: Manifest):
     out = tmp_path / "corrected.csv"
     write_csv(plan_corrections(manifest, None), out, with_split=True)
     assert out.read_text().splitlines()[:2] == ["path,label,split", "images/1.png,cat,train"]
-    assert load_data(out, root=manifest.root).splits.tolist() == manifest.splits.tolist()
+    assert load_data(out, Reading(root=manifest.root)).splits.tolist() == manifest.splits.tolist()
 
 
 def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):

@@ -181,6 +181,13 @@ def test_columns_of_the_truth_are_looked_at_before_the_training(photos):
     assert not Path("out").exists()
 
 
+def test_rows_of_the_truth_are_looked_at_before_the_training(photos):
+    Path("truth.csv").write_text("path,true_label\nno/such.png,circle\n")
+    with pytest.raises(DataError, match=r"truth\.csv: no true label for 24 samples, first"):
+        audit_labels(photos, out="out", truth="truth.csv")
+    assert not Path("out").exists()
+
+
 def test_files_of_something_else_are_noticed_before_the_training(photos):
     Path("out").mkdir()
     Path("out/summary.json").write_text('{"mine": 1}')

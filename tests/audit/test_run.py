@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from elrcli.audit.run import TABLE_COLUMNS, audit_run
-from elrcli.config import TrainConfig
+from elrcli.config import Reading, TrainConfig
 from elrcli.engine.distributed import Group
 from elrcli.engine.fit import fit
 from elrcli.errors import ConfigError, DataError, RunError
@@ -171,7 +171,7 @@ def test_paths_of_the_truth_are_named_as_those_of_the_data(trained, tmp_path, na
     path.write_text(
         f"{name},true_label\n" + "".join(f"{p},{label}\n" for p, label in truth.items())
     )
-    options = {"report": False, "truth": path, "path_column": "file"}
+    options = {"report": False, "truth": path, "reading": Reading(path_column="file")}
     assert audit_run(run.path, tmp_path / "out", **options).summary["truth"]["errors"] > 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elrcli.config import TrainConfig
+from elrcli.config import Reading, TrainConfig
 from elrcli.data.manifest import Manifest, draw_validation, load_data, manifest_text
 from elrcli.engine.fit import load_samples
 from elrcli.errors import ConfigError
@@ -64,7 +64,7 @@ def test_a_corrected_csv(elr, run):
     assert len(fixed) == 7
     assert (fixed["cat/0000.png"], fixed["cat/0002.png"]) == ("cat", "dog")
     assert "dog/0001.png" not in fixed
-    load_data(Path("fixed.csv"), root=Path("data"))
+    load_data(Path("fixed.csv"), Reading(root=Path("data")))
 
 
 def test_sure_suggestions_without_a_review(elr, run):

@@ -10,7 +10,7 @@ import pytest
 
 from elrcli.audit.quick import audit_config
 from elrcli.audit.report import headline
-from elrcli.config import AUDIT_SETTINGS, option_name
+from elrcli.config import AUDIT_SETTINGS, Reading, option_name
 from elrcli.errors import Interrupted
 from elrcli.run import RunFolder
 
@@ -59,7 +59,9 @@ def photos(run, monkeypatch) -> Path:
         return RunFolder(Path("runs/my photos"))
 
     monkeypatch.setattr("elrcli.audit.quick.run_for_audit", run_for_audit)
-    Path("photos").mkdir()
+    for label in ("cat", "dog"):
+        Path("photos", label).mkdir(parents=True)
+        Path("photos", label, "1.png").touch()
     return Path("photos")
 
 
@@ -151,11 +153,7 @@ def test_options_reach_the_audit(elr, run):
         "data": Path("d.csv"),
         "truth": Path("t.csv"),
         "truth_column": "true",
-        "path_column": "p",
-        "label_column": "l",
-        "split_column": "s",
-        "root": Path("r"),
-        "follow_links": True,
+        "reading": Reading(Path("r"), "p", "l", "s", follow_links=True),
         "device": "cpu",
     }
 
@@ -277,7 +275,7 @@ def test_the_truth_of_images_is_in_their_table_or_a_file(elr, photos):
     elr("audit", photos, "--truth-column", "real")
     assert TRAININGS[-1]["settings"]["truth_column"] == "real"
     assert (CALLS[-1]["truth"], CALLS[-1]["truth_column"]) == (None, None)
-    Path("t.csv").write_text("path,real\n")
+    Path("t.csv").write_text("path,real\ncat/1.png,cat\ndog/1.png,cat\n")
     elr("audit", photos, "--truth-column", "real", "--truth", "t.csv")
     assert "truth_column" not in TRAININGS[-1]["settings"]
     assert (CALLS[-1]["truth"], CALLS[-1]["truth_column"]) == (Path("t.csv"), "real")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elrcli.config import Reading
 from elrcli.engine.evaluate import evaluation_of
 
 CALLS: list[dict[str, object]] = []  # what the engine was called with
@@ -55,7 +56,7 @@ def test_json_on_stdout(elr):
     assert next(iter(figures)) == "accuracy"
     assert figures["accuracy"] == 0.75
     assert figures["confusion"] == [[2, 1], [0, 1]]
-    assert CALLS[-1]["follow_links"] is False
+    assert CALLS[-1]["reading"] == Reading()
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -75,11 +76,7 @@ def test_options_reach_the_engine(elr):
             "run": Path("run"),
             "data": Path("d.csv"),
             "split": "test",
-            "root": Path("r"),
-            "path_column": "p",
-            "label_column": "l",
-            "split_column": "s",
-            "follow_links": True,
+            "reading": Reading(Path("r"), "p", "l", "s", follow_links=True),
             "batch_size": 8,
             "workers": 0,
             "device": "cpu",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from elrcli.config import READING_SETTINGS, Reading
 from elrcli.data.manifest import Manifest, load_data
 from elrcli.errors import DataError
 
@@ -32,7 +33,13 @@ def labels_by_path(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def load(data: Path, **options: object) -> Manifest:
+    """Load data with options of both kinds, of `Reading` and of `load_data`."""
+    reading = {name: options.pop(name) for name in READING_SETTINGS if name in options}
+    return load_data(data, Reading(**reading), **options)  # type: ignore[arg-type]
+
+
 def error_of(data: Path, **options: object) -> str:
     with pytest.raises(DataError) as caught:
-        load_data(data, **options)  # type: ignore[arg-type]
+        load(data, **options)
     return str(caught.value)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from elrcli.audit.run import audit_run
-from elrcli.config import TrainConfig
+from elrcli.config import Reading, TrainConfig
 from elrcli.data import images
 from elrcli.data.csv_files import csv_rows
 from elrcli.data.images import ImageProblem, read_image
@@ -236,7 +236,7 @@ def test_links_that_double_at_every_level_end(tmp_path):
     levels[-1].mkdir()
     Image.new("RGB", (8, 8)).save(levels[-1] / "1.png")
     (tmp_path / "data/many").symlink_to(levels[0])
-    assert list(load_data(tmp_path / "data", follow_links=True).paths) == [
+    assert list(load_data(tmp_path / "data", Reading(follow_links=True)).paths) == [
         "many/" + 39 * "a/" + "1.png",
         "square/0000.png",
     ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from elrcli.config import Reading
 from elrcli.data.manifest import (
     load_data,
 )
@@ -66,16 +67,14 @@ def test_split_names(tmp_path, name, code):
 
 def test_without_a_split_column_no_splits_are_read(tmp_path):
     csv_path = write_csv(tmp_path, "path,label,split\na.png,x,7\nb.png,y,8\n", "a.png", "b.png")
-    assert load_data(csv_path, split_column=None).splits.tolist() == [0, 0]
+    assert load_data(csv_path, Reading(split_column=None)).splits.tolist() == [0, 0]
 
 
 def test_columns_by_other_names(tmp_path):
     text = "file,class,fold,true\na.png,x,val,y\nb.png,y,train,y\n"
     manifest = load_data(
         write_csv(tmp_path, text, "a.png", "b.png"),
-        path_column="file",
-        label_column="class",
-        split_column="fold",
+        Reading(path_column="file", label_column="class", split_column="fold"),
         truth_column="true",
     )
     assert manifest.labels.tolist() == [0, 1]
@@ -158,7 +157,7 @@ def test_absolute_paths_may_go_through_a_link_to_the_root(tmp_path):
     images = touch(tmp_path / "images", "a.png", "sub/b.png")
     (tmp_path / "link").symlink_to(images)
     text = f"path,label\n{images}/a.png,x\n{tmp_path}/link/sub/b.png,y\n"
-    manifest = load_data(write_csv(tmp_path, text), root=tmp_path / "link")
+    manifest = load_data(write_csv(tmp_path, text), Reading(root=tmp_path / "link"))
     assert list(manifest.paths) == ["a.png", "sub/b.png"]
     assert manifest.root == tmp_path / "link"
     beside = write_csv(tmp_path, f"path,label\n{images}2/a.png,x\n")
@@ -176,7 +175,7 @@ def test_absolute_paths_inside_the_root_become_relative(tmp_path):
 def test_root_moves_the_paths(tmp_path):
     csv_path = write_csv(tmp_path, "path,label\na.png,x\nb.png,y\n")
     images = touch(tmp_path / "images", "a.png", "b.png")
-    assert load_data(csv_path, root=images).file(0) == images / "a.png"
+    assert load_data(csv_path, Reading(root=images)).file(0) == images / "a.png"
     assert error_of(csv_path).splitlines() == [
         f"{csv_path}: 2 of 2 files do not exist under {tmp_path}."
         " Set --root to the folder that the paths start from.",

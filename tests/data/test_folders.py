@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elrcli.config import Reading
 from elrcli.data import folders as module
 from elrcli.data.manifest import (
     load_data,
@@ -122,7 +123,7 @@ def test_links_are_followed_unless_they_loop(tmp_path):
     (tmp_path / "data/b/self").symlink_to(tmp_path / "data/b")
     (tmp_path / "data/root").symlink_to(tmp_path / "data")
     (tmp_path / "data/a/gone.png").symlink_to(tmp_path / "gone.png")  # reported when it is read
-    assert list(load_data(tmp_path / "data", follow_links=True).paths) == [
+    assert list(load_data(tmp_path / "data", Reading(follow_links=True)).paths) == [
         "a/1.png",
         "a/gone.png",
         "a/more/3.png",
@@ -147,7 +148,7 @@ def test_links_that_lead_out_of_the_folder_are_refused_unless_asked_for(tmp_path
     (tmp_path / "data/a/file.png").unlink()
     (tmp_path / "data/c").symlink_to(tmp_path / "elsewhere")  # a whole class
     assert "data/c: a link to" in error_of(tmp_path / "data")
-    assert "c/3.png" in load_data(tmp_path / "data", follow_links=True).paths
+    assert "c/3.png" in load_data(tmp_path / "data", Reading(follow_links=True)).paths
 
 
 def test_links_in_a_csv_that_lead_out_are_refused_unless_asked_for(tmp_path):
@@ -163,7 +164,7 @@ def test_links_in_a_csv_that_lead_out_are_refused_unless_asked_for(tmp_path):
     assert "2 links lead out of it" in problem
     assert "data/a/file.png: a link to" in problem
     assert "data/out/3.png: a link to" in problem
-    assert len(load_data(csv, follow_links=True)) == 4
+    assert len(load_data(csv, Reading(follow_links=True))) == 4
 
 
 def test_no_link_takes_the_place_of_what_it_leads_to(tmp_path):
@@ -173,7 +174,7 @@ def test_no_link_takes_the_place_of_what_it_leads_to(tmp_path):
     for name in ("two", "one", "three"):
         (tmp_path / "data/b" / name).symlink_to(tmp_path / "elsewhere")
     # of several links to one folder, the first by name
-    manifest = load_data(tmp_path / "data", follow_links=True)
+    manifest = load_data(tmp_path / "data", Reading(follow_links=True))
     assert list(manifest.paths) == ["a/real/1.png", "b/2.png", "b/one/3.png"]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from elrcli.config import Reading
 from elrcli.engine.evaluate import evaluate_run, evaluation_of
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.predict import predict_images
@@ -65,11 +66,8 @@ def test_a_csv_with_other_columns_and_one_split(shared_run, shapes, tmp_path):
     found = evaluate_run(
         shared_run.path,
         tmp_path / "l.csv",
+        reading=Reading(shapes, "file", "kind", "part"),
         split="test",
-        root=shapes,
-        path_column="file",
-        label_column="kind",
-        split_column="part",
         device="cpu",
     )
     assert found.images == 1
