@@ -49,6 +49,8 @@ class Speed(elrcli.Observer):
 
     def epoch_finished(self, metrics: Mapping[str, float]) -> None:
         """Close the epoch."""
+        if len(self._seen) < 2:
+            raise SystemExit("An epoch has one step, which gives no speed. Use more images.")
         begun, before = self._seen[min(WARM_UP, len(self._seen) // 2)]
         ended, after = self._seen[-1]
         self.speeds.append((after - before) / (ended - begun))
