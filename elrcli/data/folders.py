@@ -39,6 +39,22 @@ def scan_folder(folder: Path, follow_links: bool) -> Rows:
     return Rows(paths, names, array("b", splits))
 
 
+def left_out(folder: Path) -> list[str]:
+    """Return a line about each place with images that `scan_folder` does not take."""
+    root = os.path.abspath(folder)
+    splits = [name for name, _ in _split_folders(root, folder)]
+    lines = []
+    for top in (root, *(os.path.join(root, name) for name in splits)):
+        loose = _count_images(top)
+        if loose:
+            lines.append(f"{legible(top)}: images in no class folder, left out: {loose}")
+    for name in _subfolders(root) if splits else ():
+        place = os.path.join(root, name)
+        if name not in splits and any(image_paths(place)):
+            lines.append(f"{legible(place)}: left out, because the folders beside it are splits")
+    return lines
+
+
 def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
     """Return (sub-folder, split code) if the folder holds splits, else nothing."""
     subfolders = _subfolders(root)
@@ -174,7 +190,15 @@ def _nothing_found(folder: str) -> str:
 
 def _has_image(folder: str) -> bool:
     try:
-        with os.scandir(folder) as entries:
-            return any(is_image_name(entry.name) and not _is_folder(entry) for entry in entries)
+        return _count_images(folder) > 0
     except OSError:
         return False
+
+
+def _count_images(folder: str) -> int:
+    """Return how many images lie in a folder itself."""
+    with os.scandir(folder) as entries:
+        return sum(
+            is_image_name(entry.name) and not entry.name.startswith(".") and not _is_folder(entry)
+            for entry in entries
+        )

@@ -14,6 +14,7 @@ import torch
 
 import elrcli
 from elrcli.config import AUTO, TrainConfig
+from elrcli.data.folders import left_out
 from elrcli.data.manifest import Manifest, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import open_settings, resolve, table_choice
@@ -86,6 +87,8 @@ def fit(
     unseen = _classes_without_training(manifest)
     if unseen:
         observer.note(f"no training image of {unseen}: cannot be learned")
+    for line in left_out(config.data) if config.data.is_dir() else ():
+        observer.note(line)
     tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)
     tables = table_choice(config, manifest, runtime, group)

@@ -8,6 +8,7 @@ import pytest
 
 from elrcli.config import Reading
 from elrcli.data import folders as module
+from elrcli.data.folders import left_out
 from elrcli.data.manifest import (
     load_data,
     manifest_text,
@@ -103,6 +104,23 @@ def test_the_folder_above_need_not_be_listed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", closed)
     assert f"{tmp_path / 'cat'}: images but no class sub-folders" in error_of(tmp_path / "cat")
+
+
+def test_images_that_are_not_taken_are_named(tmp_path):
+    touch(tmp_path, "train/a/1.png", "val/a/1.png", "train/2.png", "3.png", ".4.png", "notes.txt")
+    touch(tmp_path, "more/b/5.png", "more/b/6.png", "tables/b.csv", "train/sub.png/7.png")
+    assert left_out(tmp_path) == [
+        f"{tmp_path}: images in no class folder, left out: 1",
+        f"{tmp_path}/train: images in no class folder, left out: 1",
+        f"{tmp_path}/more: left out, because the folders beside it are splits",
+    ]
+
+
+def test_class_folders_alone_leave_nothing_out(tmp_path):
+    touch(tmp_path, "a/1.png", "b/c/2.png")
+    assert left_out(tmp_path) == []
+    touch(tmp_path, "3.png", "4.jpg")
+    assert left_out(tmp_path) == [f"{tmp_path}: images in no class folder, left out: 2"]
 
 
 def test_without_train_the_names_of_splits_are_classes(tmp_path):

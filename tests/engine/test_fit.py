@@ -336,6 +336,16 @@ def test_a_class_without_training_images_is_named(train, tmp_path):
     assert load_checkpoint(run.checkpoint_folder)["record"]["visits"].tolist() == [1] * 25
 
 
+def test_images_in_no_class_folder_are_named(train, tmp_path):
+    data = tmp_path / "data"
+    write_shapes(data, per_class=4)
+    (data / "loose.png").touch()
+    heard = Recorder()
+    run = train(data=data, observer=heard, epochs=1)
+    assert heard.notes == [f"{data}: images in no class folder, left out: 1"]
+    assert len(run.manifest()) == 12
+
+
 def test_too_few_training_images_are_refused(train, shapes, tmp_path):
     lines = ["path,label,split", "circle/0000.png,a,train", "circle/0003.png,b,val"]
     (tmp_path / "l.csv").write_text("\n".join(lines))
