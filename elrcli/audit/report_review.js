@@ -170,7 +170,8 @@ function decide(choose) {
   if (!last) return say("No other class is suggested: K keeps the label, P picks a class.");
   state.history.push({ focus: chosen[0].path, before });
   store();
-  advance(chosen.at(-1));
+  const isSecond = before.every(([, entry]) => entry);
+  advance(chosen.at(-1), isSecond);
   if (before.length === 1) say(h("bdi", last.label), " ", h("bdi", describe(last)), ". Z undoes.");
   else say(`${number(before.length)} samples decided. Z undoes.`);
 }
@@ -181,9 +182,11 @@ const relabel = (label) => decide(() => ["relabel", label]);
 const remove = () => decide(() => ["remove"]);
 const unsure = () => decide(() => ["unsure"]);
 
-/** Move on from a decided item to the next open one. */
-function advance(item) {
-  const place = nextOpen(state.queue, state.queue.indexOf(item.index), state.decisions);
+/** Move on from a decided item to the next open one; if none is, on a second look to the next. */
+function advance(item, isSecond) {
+  const from = state.queue.indexOf(item.index);
+  let place = nextOpen(state.queue, from, state.decisions);
+  if (place < 0 && isSecond && from + 1 < state.queue.length) place = from + 1;
   if (place >= 0) state.current = state.queue[place];
   state.selection.clear();
   refilter();

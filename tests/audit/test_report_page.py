@@ -243,6 +243,24 @@ def test_filters_narrow_the_queue(open_page: Opener, audit: AuditResult, manifes
     assert page.inner_text("#position") == "2 / 8"  # the first is decided
 
 
+def test_second_look_at_the_unsure_ones_goes_from_one_to_the_next(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    press(page, "u u u " + "k " * (SAMPLES - 3))
+    page.select_option("select[name=decision]", "unsure")
+    press(page, "Escape k")
+    assert page.inner_text("#position") == "1 / 2"
+    assert current(page) == "a/01.png"
+    press(page, "u a")  # 01 stays unsure, 02 is decided and the last
+    assert "All of these are reviewed." in page.inner_text("#finished")
+    page.locator("#finished button", has_text="Clear filters").click()
+    assert current(page) == "a/01.png"
+    press(page, "r")
+    assert current(page) == "a/02.png"
+
+
 def test_grid_decides_for_a_selection(open_page: Opener, audit: AuditResult, manifest: Manifest):
     page = open_page(audit, manifest)
     press(page, "g")
