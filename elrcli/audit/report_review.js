@@ -334,13 +334,13 @@ function draw() {
   const stats = reviewStats(state.decisions, data.rest);
   drawStatus(stats);
   if (view === "summary") return;
-  const isOver = view === "review" && (isFinished || queue.length === 0);
-  byId("cards").hidden = view !== "grid";
+  const isOver = queue.length === 0 || (view === "review" && isFinished);
+  byId("cards").hidden = isOver || view !== "grid";
   byId("finished").hidden = !isOver;
   byId("desk").hidden = isOver || view === "grid";
   drawFilters();
-  if (view === "grid") drawGrid();
-  else if (isOver) drawFinished(stats);
+  if (isOver) drawFinished(stats);
+  else if (view === "grid") drawGrid();
   else drawItem(currentItem());
   drawActions();
 }
@@ -422,7 +422,7 @@ function drawActions() {
 /** Focus what the keys act on, so that a screen reader says it; not while filters are in use. */
 function focusWork() {
   if (state.view === "summary" || byId("filters").contains(document.activeElement)) return;
-  if (state.view === "grid") {
+  if (state.view === "grid" && state.queue.length) {
     const card = cards.get(state.current);
     card?.focus({ preventScroll: true });
     card?.scrollIntoView({ block: "nearest" });

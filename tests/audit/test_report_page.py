@@ -261,6 +261,15 @@ def test_second_look_at_the_unsure_ones_goes_from_one_to_the_next(
     assert current(page) == "a/02.png"
 
 
+def test_grid_without_a_sample_says_why(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest)
+    press(page, "g f")
+    page.keyboard.type("nothing like it")
+    assert "No sample passes these filters." in page.inner_text("#finished")
+    page.locator("#finished button", has_text="Clear filters").click()
+    assert page.locator("#cards li:focus").count() == 1
+
+
 def test_grid_decides_for_a_selection(open_page: Opener, audit: AuditResult, manifest: Manifest):
     page = open_page(audit, manifest)
     press(page, "g")
