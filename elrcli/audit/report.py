@@ -102,9 +102,13 @@ def render_report(
     suspects = _suspects(result, positions)
     content = _overall(result, manifest, groups, curves_svg)
     content |= {"applyTo": _text(apply_to or content["run"]), "canAccept": can_accept}
-    frame = _page(content | _items(result, manifest, positions, groups), result.summary)
-    shown, pictures = _fit_pictures(manifest, suspects, max_bytes - len(frame.encode()))
+    items = _items(result, manifest, positions, groups)
+    texts = [len(_script_json(item)) + INDEX_BYTES for item in items["items"]]
+    frame = _page(content | items | {"items": [], "isFull": False}, result.summary)
+    budget = max_bytes - len(frame.encode())
+    shown, pictures = _fit_pictures(manifest, suspects, texts, budget)
     content |= _items(result, manifest, positions[:shown], groups)
+    content |= {"isFull": shown < len(positions)}
     content |= _gallery(manifest, suspects[:shown], pictures)
     return _page(content, result.summary)
 
@@ -249,23 +253,24 @@ def _pools(
 
 
 def _fit_pictures(
-    manifest: Manifest, suspects: Sequence[_Suspect], budget: int
+    manifest: Manifest, suspects: Sequence[_Suspect], texts: Sequence[int], budget: int
 ) -> tuple[int, dict[int, Picture]]:
     """Return how many suspects fit into `budget` bytes, and pictures by manifest row.
 
-    The largest sizes at which all of them fit are taken.
+    `texts` are the bytes of each suspect without its pictures. The largest sizes at which all of
+    them fit are taken.
     """
     large = [suspect.row for suspect in suspects]
     beside = {row for _, *pair in suspects for rows in pair for row in rows}
     small = sorted(beside - set(large))
     for sizes in LADDER:
-        estimate = _estimate(manifest, large, sizes.suspect)
+        estimate = sum(texts) + _estimate(manifest, large, sizes.suspect)
         estimate += _estimate(manifest, small, sizes.exemplar)
         if estimate <= budget:
-            shown, pictures = _embed(manifest, suspects, sizes, budget)
+            shown, pictures = _embed(manifest, suspects, texts, sizes, budget)
             if shown == len(suspects):
                 return shown, pictures
-    return _embed(manifest, suspects, LADDER[-1], budget)
+    return _embed(manifest, suspects, texts, LADDER[-1], budget)
 
 
 def _estimate(manifest: Manifest, rows: Sequence[int], side: int) -> float:
@@ -278,7 +283,11 @@ def _estimate(manifest: Manifest, rows: Sequence[int], side: int) -> float:
 
 
 def _embed(
-    manifest: Manifest, suspects: Sequence[_Suspect], sizes: Sizes, budget: int
+    manifest: Manifest,
+    suspects: Sequence[_Suspect],
+    texts: Sequence[int],
+    sizes: Sizes,
+    budget: int,
 ) -> tuple[int, dict[int, Picture]]:
     """Load suspects in order, each with its exemplars, until `budget` is spent."""
     large = {suspect.row for suspect in suspects}
@@ -290,7 +299,7 @@ def _embed(
             for row in sorted(wanted)
         }
         budget -= sum(_cost(picture, manifest.paths[row]) for row, picture in new.items())
-        budget -= INDEX_BYTES
+        budget -= texts[shown]
         if budget < 0:
             return shown, pictures
         pictures |= new

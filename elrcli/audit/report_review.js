@@ -546,7 +546,10 @@ function drawFinished(stats) {
   if (data.rest.flagged) {
     const more = `${number(data.rest.flagged)} more are flagged, but not on this page.`;
     const option = h("code.command", `--report-images ${data.flagged}`);
-    notes.push(h("p.hint", `${more} The audit shows all of them with `, option));
+    const remedy = data.isFull
+      ? ["It is full: correct these, then audit again."]
+      : ["The audit shows all of them with ", option];
+    notes.push(h("p.hint", `${more} `, ...remedy));
   }
   byId("finished").replaceChildren(
     h(

@@ -356,6 +356,18 @@ def test_least_suspicious_samples_go_when_the_smallest_pictures_are_too_many(tmp
     assert data["rest"]["count"] == 24 - len(data["items"])
 
 
+def test_more_suspects_than_fit_leave_no_fewer_on_the_page(tmp_path: Path):
+    manifest = make_manifest(tmp_path, [f"a/{i}.png" for i in range(200)], [0] * 200)
+    audit = make_audit(manifest)
+    max_bytes = len(render_report(audit, manifest, max_suspects=0).encode()) + 50_000
+    few, many = (
+        page_data(render_report(audit, manifest, max_suspects=count, max_bytes=max_bytes))
+        for count in (20, 200)
+    )
+    assert len(many["items"]) >= len(few["items"]) > 0
+    assert many["isFull"]
+
+
 @pytest.mark.parametrize(
     ("size", "side", "expected"),
     [

@@ -71,7 +71,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Opener]:
     def open_page(audit: AuditResult, manifest: Manifest, **options: Any) -> Page:
         script = options.pop("script", None)
         path = tmp_path / "report.html"
-        html = render_report(audit, manifest, curves_svg=CURVES)
+        html = render_report(audit, manifest, curves_svg=CURVES, **options.pop("render", {}))
         path.write_text(html, encoding="utf-8", newline="")
         options = {"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | options
         context = browser.new_context(**options)
@@ -414,6 +414,20 @@ def test_below_the_threshold_only_on_request(open_page: Opener, manifest: Manife
     assert current(page) == "a/12.png"
     press(page, "Enter")
     assert page.inner_text("#reviewed") == "13 of 24 on this page reviewed"
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_flagged_ones_beyond_the_page_are_promised_only_where_they_fit(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, is_full: bool
+):
+    empty = len(render_report(audit, manifest, max_suspects=0).encode())
+    limit = {"max_bytes": empty + 30_000} if is_full else {"max_suspects": 6}
+    page = open_page(audit, manifest, render=limit)
+    press(page, "Enter " + "k " * SAMPLES)
+    finished = page.inner_text("#finished")
+    assert "more are flagged, but not on this page." in finished
+    assert ("It is full: correct these, then audit again." in finished) == is_full
+    assert (f"--report-images {SAMPLES}" in finished) != is_full
 
 
 def examples(page: Page) -> list[list[str]]:
