@@ -61,9 +61,12 @@ function describe(entry) {
 const isDoubted = (item) => item.suggested !== item.label;
 const isError = (entry) => entry.decision === "relabel" || entry.decision === "remove";
 
+/** Return text as it is searched: folders of a Mac may spell "é" as two characters. */
+const folded = (text) => text.normalize("NFC").toLowerCase();
+
 /** Say whether an item passes the filters; `entry` is its decision, if it has one. */
 function matches(item, filters, entry) {
-  const needle = filters.text.trim().toLowerCase();
+  const needle = folded(filters.text.trim());
   const names = [item.path, classes[item.label], classes[item.suggested]];
   return (
     (filters.scope !== "flagged" || item.flagged) &&
@@ -72,7 +75,7 @@ function matches(item, filters, entry) {
     (filters.pair === "" || filters.pair === pairOf(item)) &&
     (filters.split === "" || filters.split === item.split) &&
     (filters.decision === "" || filters.decision === (entry?.decision ?? "open")) &&
-    (needle === "" || names.some((name) => name.toLowerCase().includes(needle)))
+    (needle === "" || names.some((name) => folded(name).includes(needle)))
   );
 }
 
@@ -133,10 +136,10 @@ function nextOpen(queue, place, decisions) {
 
 /** Return the ids of the classes that fit the typed text, best first; `first` leads the list. */
 function searchClasses(text, first) {
-  const needle = text.trim().toLowerCase();
+  const needle = folded(text.trim());
   const others = classes.map((_, id) => id).filter((id) => !first.includes(id));
   return [...first, ...others]
-    .map((id) => [fit(classes[id].toLowerCase(), needle), id])
+    .map((id) => [fit(folded(classes[id]), needle), id])
     .filter(([rank]) => rank < Infinity)
     .sort((a, b) => a[0] - b[0])
     .map(([, id]) => id);

@@ -318,6 +318,23 @@ def test_pick_searches_among_a_thousand_classes(
     assert page.inner_text("#verdict") == "→ sea lion"
 
 
+def test_search_finds_a_name_in_either_unicode_form(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    classes = ("Cafe\u0301", "th\u00e9", "eau")  # accents as a Mac and as others spell them
+    manifest = Manifest(
+        manifest.root, manifest.paths, manifest.labels, manifest.splits, classes=classes
+    )
+    page = open_page(make_audit(manifest), manifest)
+    press(page, "Enter p")
+    for text, name in (("caf\u00e9", classes[0]), ("the\u0301", classes[1])):
+        page.fill("#pick-text", text)
+        assert page.locator("#pick-list li .name").all_inner_texts() == [name]
+    press(page, "Escape")
+    page.fill("input[name=text]", "caf\u00e9")
+    assert page.inner_text("#position") == "1 / 8"  # of twelve flagged: its label or suggested
+
+
 def test_import_takes_what_fits_and_names_the_rest(
     open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
 ):
