@@ -784,6 +784,7 @@ function actionOf(event, key) {
 
 function onKey(event) {
   const key = keyOf(event);
+  if (event.isComposing) return; // the key belongs to the input method
   if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input, select, textarea")) {
     const leaves = key === "escape" || (key === "enter" && event.target.type === "search");
@@ -799,6 +800,7 @@ function onKey(event) {
 }
 
 function onPickKey(event) {
+  if (event.isComposing) return; // Enter chooses a character, not yet a class
   const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8 }[event.key];
   if (step) markPick(pick.active + step);
   else if (event.key === "Enter") takePick(pick.found[pick.active]);

@@ -335,6 +335,21 @@ def test_search_finds_a_name_in_either_unicode_form(
     assert page.inner_text("#position") == "1 / 8"  # of twelve flagged: its label or suggested
 
 
+def test_keys_of_an_input_method_choose_characters(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    composing = """node => node.dispatchEvent(new KeyboardEvent(
+        "keydown", { key: "Enter", isComposing: true, bubbles: true, cancelable: true }))"""
+    page = open_page(audit, manifest)
+    press(page, "Enter p")
+    page.locator("#pick-text").evaluate(composing)
+    assert page.locator("#pick").is_visible()
+    press(page, "Escape f")
+    page.locator("input[name=text]").evaluate(composing)
+    assert page.evaluate("document.activeElement.name") == "text"
+    assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
+
+
 def test_import_takes_what_fits_and_names_the_rest(
     open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
 ):
