@@ -46,12 +46,16 @@ function restore() {
 
 function store() {
   state.isExported = false;
-  const kept = { decisions: [...state.decisions], history: state.history.slice(-STEPS) };
+  state.isStored = save(state.history.slice(-STEPS)) || save([]); // steps may need much room
+}
+
+/** Say whether the browser could save the decisions, with these steps to undo. */
+function save(history) {
   try {
-    localStorage.setItem(data.key, JSON.stringify(kept));
-    state.isStored = true;
+    localStorage.setItem(data.key, JSON.stringify({ decisions: [...state.decisions], history }));
+    return true;
   } catch {
-    state.isStored = false;
+    return false;
   }
 }
 

@@ -577,6 +577,22 @@ def test_page_works_where_the_browser_keeps_nothing(
     assert len(rows_of(download(page, tmp_path))) == 2
 
 
+def test_decisions_are_kept_where_there_is_no_room_for_the_steps_to_undo(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    full = """const setItem = Storage.prototype.setItem;
+        Storage.prototype.setItem = function (key, value) {
+            if (value.length > 5000) throw new DOMException("full", "QuotaExceededError");
+            setItem.call(this, key, value);
+        };"""
+    page = open_page(audit, manifest, script=full)
+    press(page, "g Control+a k Control+a r Control+a u Control+a k")
+    assert "keeps no decisions" not in page.locator("#advice").text_content()
+    page.reload()
+    assert page.inner_text("#reviewed") == "24 of 24 flagged reviewed"
+    assert page.inner_text("#precision") == "0% were errors (0 of 24)"
+
+
 def test_theme_can_be_chosen_and_stays(open_page: Opener, audit: AuditResult, manifest: Manifest):
     page = open_page(audit, manifest, color_scheme="light")
     background = "() => getComputedStyle(document.body).backgroundColor"
