@@ -823,6 +823,14 @@ function listen() {
   byId("filters").addEventListener("input", ({ target }) =>
     setFilters({ [target.name]: target.value }),
   );
+  let isPointed = false; // a list in use by keyboard keeps the focus: Esc leaves it
+  byId("filters").addEventListener("pointerdown", () => (isPointed = true));
+  byId("filters").addEventListener("keydown", () => (isPointed = false));
+  byId("filters").addEventListener("change", ({ target }) => {
+    if (!isPointed || target.type === "search") return;
+    target.blur();
+    focusWork();
+  });
   byId("import-file").addEventListener("change", ({ target }) => {
     if (target.files[0]) importDecisions(target.files[0]);
     target.value = ""; // so that the same file can be chosen again

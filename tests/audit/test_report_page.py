@@ -243,6 +243,22 @@ def test_filters_narrow_the_queue(open_page: Opener, audit: AuditResult, manifes
     assert page.inner_text("#position") == "2 / 8"  # the first is decided
 
 
+def test_keys_decide_again_after_a_filter_is_chosen_by_mouse(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    field = page.locator("select[name=label]")
+    field.focus()
+    field.dispatch_event("pointerdown")
+    field.select_option("1")
+    press(page, "k")
+    assert page.inner_text("#reviewed") == "1 of 24 flagged reviewed"
+    page.locator("select[name=scope]").focus()
+    press(page, "Tab d")  # by keyboard the field keeps the keys: d for dog
+    assert page.evaluate("document.activeElement.name") == "label"
+
+
 def test_second_look_at_the_unsure_ones_goes_from_one_to_the_next(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
