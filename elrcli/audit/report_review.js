@@ -812,6 +812,12 @@ function onPickKey(event) {
   event.preventDefault();
 }
 
+/** Say whether an event is beside an open dialog, not on its padding. */
+function liesBeside(dialog, { clientX, clientY }) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  return clientX < left || clientX > right || clientY < top || clientY > bottom;
+}
+
 function listen() {
   document.addEventListener("keydown", onKey);
   document.addEventListener("click", (event) => {
@@ -839,7 +845,9 @@ function listen() {
   byId("pick").addEventListener("keydown", onPickKey);
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("close", focusWork);
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    let isBeside = false; // where the press began: a drag that selects text may end outside
+    dialog.addEventListener("pointerdown", (event) => (isBeside = liesBeside(dialog, event)));
+    dialog.addEventListener("click", () => isBeside && dialog.close());
   }
   new ResizeObserver(fitPicture).observe(byId("canvas"));
   window.addEventListener("hashchange", () => {

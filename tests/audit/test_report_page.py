@@ -334,6 +334,25 @@ def test_pick_searches_among_a_thousand_classes(
     assert page.inner_text("#verdict") == "→ sea lion"
 
 
+def test_dialog_closes_by_a_press_beside_it_and_by_no_other(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter p")
+    page.keyboard.type("dog")
+    dialog = page.locator("#pick").bounding_box()
+    field = page.locator("#pick-text").bounding_box()
+    page.mouse.click(dialog["x"] + 5, field["y"])  # the padding
+    page.mouse.move(field["x"] + 40, field["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(dialog["x"] - 40, field["y"] + 10)  # selects the text, ends outside
+    page.mouse.up()
+    assert page.locator("#pick").is_visible()
+    page.mouse.click(dialog["x"] - 40, field["y"])
+    assert page.locator("#pick").is_hidden()
+    assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
+
+
 def test_search_finds_a_name_in_either_unicode_form(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
