@@ -58,7 +58,7 @@ def watch(quiet: bool) -> Iterator[Observer]:
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
     """Return a table as lines; the first `left` columns are left-aligned, the others right."""
-    table = [tuple(_printable(cell) for cell in row) for row in (header, *rows)]
+    table = [tuple(printable(cell) for cell in row) for row in (header, *rows)]
     widths = [max(cell_len(row[i]) for row in table) for i in range(len(header))]
 
     def padded(i: int, cell: str) -> str:

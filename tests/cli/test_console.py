@@ -75,6 +75,10 @@ def test_wide_characters_take_two_cells():
     assert aligned(("a", "b"), [("猫", "1")]) == ["a   b", "猫  1"]
 
 
+def test_a_name_with_a_line_break_stays_in_its_row():
+    assert aligned(("a", "b"), [("x\ny", "1")]) == ["a     b", "x\\ny  1"]
+
+
 def test_an_epoch_is_one_line_under_its_titles():
     table = EpochTable(10)
     assert table.header().split() == [
