@@ -663,7 +663,7 @@ def test_keyboard_alone_reaches_everything(
     assert page.inner_text("#message").startswith("cat unsure")
 
 
-@pytest.mark.parametrize("size", [(1024, 640), (390, 844)])
+@pytest.mark.parametrize("size", [(1024, 640), (640, 400), (390, 844)])
 def test_small_screens_hold_everything(
     open_page: Opener, audit: AuditResult, manifest: Manifest, size: tuple[int, int]
 ):
@@ -677,3 +677,15 @@ def test_small_screens_hold_everything(
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= size[0]
         assert box["y"] + box["height"] <= size[1]
+
+
+def test_window_at_twice_its_size_shows_picture_and_question(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest, viewport={"width": 640, "height": 400})
+    assert page.locator("[data-do=import]").is_visible()
+    press(page, "Enter")
+    bottom = page.locator("#actions").bounding_box()["y"]
+    for part in ("picture", "question"):
+        box = page.locator(f"#{part}").bounding_box()
+        assert box["y"] + box["height"] <= bottom
