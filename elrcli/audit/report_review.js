@@ -824,6 +824,8 @@ function listen() {
     const button = event.target.closest("[data-do], [data-view]");
     if (button?.dataset.view) setView(button.dataset.view);
     else if (button) ACTIONS[button.dataset.do]();
+    const isDialog = document.querySelector("dialog[open]");
+    if (button && event.detail && !isDialog) focusWork(); // after the mouse, Enter is a decision
   });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").addEventListener("input", ({ target }) =>

@@ -259,6 +259,20 @@ def test_keys_decide_again_after_a_filter_is_chosen_by_mouse(
     assert page.evaluate("document.activeElement.name") == "label"
 
 
+def test_enter_decides_again_after_a_button_is_pressed_by_mouse(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter k")
+    download(page, tmp_path)
+    press(page, "Enter")
+    assert page.inner_text("#reviewed") == "2 of 24 flagged reviewed"
+    page.locator("[data-do=theme]").focus()
+    press(page, "Enter")  # by keyboard Enter presses the button, and the focus stays there
+    assert page.evaluate("document.activeElement.dataset.do") == "theme"
+    assert page.inner_text("#reviewed") == "2 of 24 flagged reviewed"
+
+
 def test_second_look_at_the_unsure_ones_goes_from_one_to_the_next(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
