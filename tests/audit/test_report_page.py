@@ -677,7 +677,7 @@ def test_keyboard_alone_reaches_everything(
     assert page.inner_text("#message").startswith("cat unsure")
 
 
-@pytest.mark.parametrize("size", [(1024, 640), (640, 400), (390, 844)])
+@pytest.mark.parametrize("size", [(1024, 640), (640, 400), (390, 844), (320, 568)])
 def test_small_screens_hold_everything(
     open_page: Opener, audit: AuditResult, manifest: Manifest, size: tuple[int, int]
 ):
