@@ -367,6 +367,22 @@ def test_dialog_closes_by_a_press_beside_it_and_by_no_other(
     assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
 
 
+def test_long_names_can_be_told_apart_where_one_is_chosen(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    prefix = "07234_Plantae_Tracheophyta_Magnoliopsida_Asterales_Asteraceae_Symphyotrichum_"
+    classes = tuple(prefix + end for end in ("lanceolatum", "laeve", "lateriflorum"))
+    manifest = Manifest(
+        manifest.root, manifest.paths, manifest.labels, manifest.splits, classes=classes
+    )
+    page = open_page(make_audit(manifest), manifest)
+    is_cut = "names => names.map((name) => name.scrollWidth > name.clientWidth)"
+    press(page, "Enter")
+    assert page.locator("#top .name").evaluate_all(is_cut) == [False, False]
+    press(page, "p")
+    assert page.locator("#pick-list .name").evaluate_all(is_cut) == [False, False, False]
+
+
 def test_search_finds_a_name_in_either_unicode_form(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
