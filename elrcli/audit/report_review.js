@@ -548,7 +548,8 @@ function drawFinished(stats) {
   const notes = [];
   if (state.decisions.size) notes.push(h("p.hint", ...howToApply()));
   if (data.rest.flagged) {
-    const more = `${number(data.rest.flagged)} more are flagged, but not on this page.`;
+    const verb = data.rest.flagged === 1 ? "is" : "are";
+    const more = `${number(data.rest.flagged)} more ${verb} flagged, but not on this page.`;
     const option = h("code.command", `--report-images ${data.flagged}`);
     const remedy = data.isFull
       ? ["It is full: correct these, then audit again."]

@@ -501,6 +501,17 @@ def test_advice_follows_what_the_review_finds(
     assert advice == "Still worth a look: about 5 errors in the next 12."
 
 
+def test_advice_about_one_suspect_does_not_speak_of_zero_errors(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    probability = np.linspace(0.48, 0.02, SAMPLES).astype(np.float32)
+    audit = replace(audit, error_probability=probability)
+    page = open_page(audit, manifest, render={"max_suspects": 1})
+    press(page, "Enter")
+    advice = "Still worth a look: less than one error in the next one."
+    assert page.inner_text("#advice") == advice
+
+
 def test_below_the_threshold_only_on_request(open_page: Opener, manifest: Manifest):
     page = open_page(make_audit(manifest), manifest)  # 0.99 ... 0.01: twelve are flagged
     press(page, "Enter")
