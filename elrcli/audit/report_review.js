@@ -241,6 +241,8 @@ async function importDecisions(file) {
     return say(`${file.name} cannot be read: ${error.message}.`);
   }
   const { entries, problems } = found;
+  const isOther = (old, entry) => old && describe(old) !== describe(entry);
+  const others = entries.filter(([path, entry]) => isOther(state.decisions.get(path), entry)).length;
   if (entries.length) {
     const before = entries.map(([path]) => [path, state.decisions.get(path) ?? null]);
     state.history.push({ focus: currentItem()?.path, before });
@@ -254,7 +256,8 @@ async function importDecisions(file) {
   const left = problems.length ? ` ${plural(problems.length, "line")} left out: ${some}.` : "";
   const strange = entries.filter(([path]) => !itemOf.has(path)).length;
   const away = strange ? ` ${number(strange)} of them not on this page.` : "";
-  say(`${plural(entries.length, "decision")} imported.${away}${left}`);
+  const replaced = others ? ` ${number(others)} of them in place of another one: Z undoes.` : "";
+  say(`${plural(entries.length, "decision")} imported.${replaced}${away}${left}`);
 }
 
 function switchTheme() {

@@ -476,6 +476,26 @@ def test_import_reads_files_as_apply_does(
     ]
 
 
+def test_import_says_which_decisions_it_replaces(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    file = tmp_path / "mine.csv"
+    file.write_text(
+        "path,label,decision,new_label\na/00.png,cat,remove,\na/01.png,dog,keep,\n"
+        "a/03.png,cat,keep,\n",
+        encoding="utf-8",
+    )
+    page = open_page(audit, manifest)
+    press(page, "Enter k k")  # 00 and 01
+    page.set_input_files("#import-file", file)
+    page.locator("#message", has_text="imported").wait_for()
+    assert page.inner_text("#message") == (
+        "3 decisions imported. 1 of them in place of another one: Z undoes."
+    )
+    press(page, "z")
+    assert page.inner_text("#precision") == "0% were errors (0 of 2)"
+
+
 def test_pairs_are_only_those_of_doubted_labels(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
