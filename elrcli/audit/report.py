@@ -35,7 +35,6 @@ POOL = 24  # exemplars of a class on the whole page: each costs its bytes and a 
 MATRIX_CLASSES = 20  # a larger heat map cannot be read
 CONFUSED_PAIRS = 30
 DUPLICATE_GROUPS = 60
-INDEX_BYTES = 80  # of the references from a suspect to its pictures
 TWINS = 12  # of a group: the most suspicious; a placeholder picture may be there a thousand times
 UNREADABLE = 200
 HISTOGRAM_BINS = 20
@@ -103,7 +102,8 @@ def render_report(
     content = _overall(result, manifest, groups, curves_svg)
     content |= {"applyTo": _text(apply_to or content["run"]), "canAccept": can_accept}
     items = _items(result, manifest, positions, groups)
-    texts = [len(_script_json(item)) + INDEX_BYTES for item in items["items"]]
+    references = (1 + 2 * EXEMPLARS) * len(f"{len(result)},") + len("[[][]],")  # to its pictures
+    texts = [len(_script_json(item)) + references for item in items["items"]]
     frame = _page(content | items | {"items": [], "isFull": False}, result.summary)
     budget = max_bytes - len(frame.encode())
     shown, pictures = _fit_pictures(manifest, suspects, texts, budget)
