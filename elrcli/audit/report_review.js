@@ -174,10 +174,13 @@ function decide(choose) {
   if (!last) return say("No other class is suggested: K keeps the label, P picks a class.");
   state.history.push({ focus: chosen[0].path, before });
   store();
-  const isSecond = before.every(([, entry]) => entry);
-  advance(chosen.at(-1), isSecond);
+  const again = before.filter(([, entry]) => entry).length;
+  advance(chosen.at(-1), again === before.length);
   if (before.length === 1) say(h("bdi", last.label), " ", h("bdi", describe(last)), ". Z undoes.");
-  else say(`${number(before.length)} samples decided. Z undoes.`);
+  else {
+    const known = again ? `, ${number(again)} of them again` : "";
+    say(`${number(before.length)} samples decided${known}. Z undoes.`);
+  }
 }
 
 const keep = () => decide(() => ["keep"]);

@@ -326,6 +326,14 @@ def test_grid_decides_for_a_selection(open_page: Opener, audit: AuditResult, man
     assert page.inner_text("#verdict") == "→ cat"
 
 
+def test_grid_says_how_many_were_decided_before(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "g k k Control+a r")
+    assert page.inner_text("#message") == "24 samples decided, 2 of them again. Z undoes."
+
+
 def test_pick_searches_among_a_thousand_classes(
     open_page: Opener, tmp_path: Path, manifest: Manifest
 ):
