@@ -80,6 +80,8 @@ function setView(view) {
   if (view !== "summary") state.workView = view;
   if (hashView() !== view) location.hash = `/${view}`; // a reload stays, "back" goes back
   draw();
+  const summary = byId("summary"); // with the focus it scrolls by keys
+  if (view === "summary" && !summary.contains(document.activeElement)) summary.focus();
   focusWork();
 }
 

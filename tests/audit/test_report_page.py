@@ -732,6 +732,15 @@ def test_keyboard_alone_reaches_everything(
     assert page.inner_text("#message").startswith("cat unsure")
 
 
+def test_summary_scrolls_by_keys(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest)
+    is_scrolled = "document.querySelector('#summary').scrollTop > 0"
+    press(page, "PageDown")
+    page.wait_for_function(is_scrolled)
+    press(page, "Home g s PageDown")
+    page.wait_for_function(is_scrolled)
+
+
 @pytest.mark.parametrize("size", [(1024, 640), (640, 400), (390, 844), (320, 568)])
 def test_small_screens_hold_everything(
     open_page: Opener, audit: AuditResult, manifest: Manifest, size: tuple[int, int]
