@@ -914,6 +914,7 @@ function start() {
   restore();
   fillFilters();
   refilter();
+  state.isFinished = nextOpen(state.queue, -1, state.decisions) < 0;
   drawSummary();
   byId("how-to-apply").replaceChildren(...howToApply());
   byId("beside-title").textContent = data.hasNearest ? "Nearest sure examples" : "Sure examples";

@@ -273,6 +273,19 @@ def test_enter_decides_again_after_a_button_is_pressed_by_mouse(
     assert page.inner_text("#reviewed") == "2 of 24 flagged reviewed"
 
 
+def test_finished_review_is_finished_after_a_reload(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter " + "k " * SAMPLES)
+    page.reload()
+    press(page, "Enter")  # would change the first label to the suggestion
+    assert "All of these are reviewed." in page.inner_text("#finished")
+    assert page.inner_text("#precision") == "0% were errors (0 of 24)"
+    press(page, "l")
+    assert current(page) == "a/00.png"
+
+
 def test_second_look_at_the_unsure_ones_goes_from_one_to_the_next(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
