@@ -222,7 +222,8 @@ function undo() {
   if (place >= 0) goTo(place);
   draw();
   focusWork();
-  say(`${plural(step.before.length, "decision")} undone.`);
+  const away = place < 0 && itemOf.has(step.focus) ? ", outside these filters" : "";
+  say(`${plural(step.before.length, "decision")} undone${away}.`);
 }
 
 // --- actions: files and theme ---

@@ -286,6 +286,18 @@ def test_finished_review_is_finished_after_a_reload(
     assert current(page) == "a/00.png"
 
 
+def test_undo_says_that_the_sample_is_not_shown(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter k")  # a cat
+    page.select_option("select[name=label]", "1")
+    press(page, "Escape k z")
+    assert page.inner_text("#message") == "1 decision undone."
+    press(page, "z")
+    assert page.inner_text("#message") == "1 decision undone, outside these filters."
+
+
 def test_second_look_at_the_unsure_ones_goes_from_one_to_the_next(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
