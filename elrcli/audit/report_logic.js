@@ -32,6 +32,7 @@ const DECISIONS = Object.keys(WORDS);
 const COLUMNS = ["path", "label", "decision", "new_label"];
 const PRIOR = 10; // errors for which the prediction is trusted before the review has a say
 const AHEAD = 20; // suspects that the advice looks at
+const ACCEPTED = 0.9; // error probability from which it may propose to accept them unseen
 
 // --- wording ---
 
@@ -123,8 +124,8 @@ function advise(stats, upcoming) {
   if (share < 0.1) return `You can stop: ${expected}`;
   if (share < 0.5) return `Still worth a look: ${expected}`;
   const isClear = stats.judged >= 30 && stats.precision >= 0.97 && upcoming.length === AHEAD;
-  if (isClear && data.canAccept)
-    return "Nearly all are errors: elr apply --accept-above 0.9 could take the rest.";
+  if (isClear && data.canAccept && upcoming.every((p) => p >= ACCEPTED))
+    return `Nearly all are errors: elr apply --accept-above ${ACCEPTED} could take the next.`;
   return `Go on: ${expected}`;
 }
 

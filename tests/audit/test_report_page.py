@@ -554,6 +554,20 @@ def test_advice_follows_what_the_review_finds(
     assert advice == "Still worth a look: about 5 errors in the next 12."
 
 
+@pytest.mark.parametrize("lowest", [0.95, 0.8])
+def test_accepting_unseen_is_advised_only_where_it_takes_the_next(
+    open_page: Opener, tmp_path: Path, lowest: float
+):
+    names = [f"a/{i:02d}.png" for i in range(60)]
+    manifest = make_manifest(tmp_path / "data", names, [i % 3 for i in range(60)])
+    probability = np.linspace(0.99, lowest, 60).astype(np.float32)
+    audit = make_audit(manifest, error_probability=probability, flagged=probability > 0.5)
+    page = open_page(audit, manifest)
+    press(page, "Enter " + "a " * 30)
+    advice = page.locator("#advice").text_content()
+    assert ("--accept-above 0.9" in advice) == (lowest >= 0.9)
+
+
 def test_advice_about_one_suspect_does_not_speak_of_zero_errors(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
