@@ -796,6 +796,14 @@ def test_small_screens_hold_everything(
         assert box["y"] + box["height"] <= size[1]
 
 
+def test_curves_stay_legible_on_a_narrow_screen(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest, viewport={"width": 390, "height": 844})
+    assert page.locator("#curves img").bounding_box()["width"] >= 700
+    assert page.evaluate("document.querySelector('#summary').scrollWidth") <= 390
+
+
 def test_window_at_twice_its_size_shows_picture_and_question(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
