@@ -869,6 +869,7 @@ function listen() {
     if (event.key !== data.key) return;
     restore(); // decided in another tab
     refilter();
+    if (state.view === "summary") goToOpen();
     draw();
   });
   window.addEventListener("beforeunload", (event) => {

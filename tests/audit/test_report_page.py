@@ -736,6 +736,19 @@ def test_decisions_are_kept_where_there_is_no_room_for_the_steps_to_undo(
     assert page.inner_text("#precision") == "0% were errors (0 of 24)"
 
 
+def test_two_tabs_share_their_decisions(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest)
+    other = page.context.new_page()
+    other.goto(page.url)
+    press(page, "Enter k r")
+    other.locator("#reviewed", has_text="2 of 24 flagged reviewed").wait_for()
+    press(other, "Enter")  # not what the first tab has decided
+    assert current(other) == "a/02.png"
+    press(other, "k")
+    page.locator("#reviewed", has_text="3 of 24 flagged reviewed").wait_for()
+    assert page.inner_text("#precision") == "33% were errors (1 of 3)"
+
+
 def test_theme_can_be_chosen_and_stays(open_page: Opener, audit: AuditResult, manifest: Manifest):
     page = open_page(audit, manifest, color_scheme="light")
     background = "() => getComputedStyle(document.body).backgroundColor"
