@@ -171,7 +171,7 @@ function csvText(rows) {
   return rows.map((row) => `${row.map(written).join(",")}\n`).join("");
 }
 
-/** Return [line number, cells] of every row that is not empty. */
+/** Return [line number, cells] of every row that is not blank. */
 function parseCsv(text) {
   const header = text.split("\n", 1)[0].replaceAll('"', "");
   const names = (mark) => header.split(mark).map((name) => name.trim());
@@ -184,7 +184,7 @@ function parseCsv(text) {
   };
   const endRow = () => {
     endCell();
-    if (cells.some((value) => value !== "")) rows.push([start, cells]);
+    if (cells.some((value) => value.trim() !== "")) rows.push([start, cells]);
     [cells, start] = [[], line];
   };
   for (let i = 0; i < text.length; i++) {

@@ -463,6 +463,7 @@ def test_import_takes_what_fits_and_names_the_rest(
         ["a/03.png", "cat", "drop", ""],  # line 5: no such decision
         [odd[-1], HOSTILE, "remove", ""],  # lines 6 and 7
         ["elsewhere.png", "dog", "unsure", ""],  # of a larger page: stays
+        [" ", "", "\t", ""],  # blank
     ]
     file = tmp_path / "mine.csv"
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
