@@ -5,7 +5,9 @@
 
 Trains every setting of the grid for all epochs on small sets with planted noise and notes the
 accuracy on clean test labels, which the search never sees. Then lets `elr tune` search the same
-grid. One JSON file a cell; stops when the time is used up and goes on where it stopped.
+grid. The best of many single trainings is partly luck: `--seeds 3` trains every setting thrice, and
+the table compares means. One JSON file a cell; stops when the time is used up and goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sets
 import torch
 
@@ -104,15 +107,17 @@ def run_cell(config: TrainConfig, setting: Candidate | None, folder: Path) -> di
     return result | {"minutes": (time.monotonic() - started) / 60}
 
 
-def cell_name(name: str, setting: Candidate | None) -> str:
+def cell_name(name: str, setting: Candidate | None, seed: int = 0) -> str:
     """Return the file of a cell."""
-    return f"{name}--{'tune' if setting is None else '-'.join(f'{v:g}' for v in setting)}.json"
+    values = "tune" if setting is None else "-".join(f"{value:g}" for value in setting)
+    return f"{name}--{values}{f'-seed{seed}' if seed else ''}.json"
 
 
 def main() -> None:
     """Run the cells that are missing, or print the table."""
     parser = sets.cifar_arguments(__doc__)
     parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of every setting")
     parser.add_argument("--budget-minutes", type=float, default=60)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -122,11 +127,11 @@ def main() -> None:
     for name in () if args.table else args.sets.split(","):
         with tempfile.TemporaryDirectory() as folder:
             config = make_config(name, Path(folder), args.cifar, args.labels)
-            for setting in (None, *settings):
-                cell = args.out / cell_name(name, setting)
+            for setting, seed in [(None, 0), *itertools.product(settings, range(args.seeds))]:
+                cell = args.out / cell_name(name, setting, seed)
                 if cell.exists() or time.monotonic() > deadline:
                     continue
-                result = run_cell(config, setting, Path(folder))
+                result = run_cell(config.replace(seed=seed), setting, Path(folder))
                 cell.write_text(json.dumps(result))
                 print(name, setting or "tune", f"{result['minutes']:.1f} min", flush=True)
     if args.table:
@@ -135,19 +140,37 @@ def main() -> None:
 
 def print_table(folder: Path, settings: list[Candidate]) -> None:
     """Print test accuracies: the best of the grid, the pick, the defaults."""
-    print("| set | best of the grid | its accuracy | pick | its accuracy | defaults | cost |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| set | seeds | best of the grid | its accuracy | pick | its accuracy | defaults | cost |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name in SETS:
-        cells = {s: folder / cell_name(name, s) for s in (None, *settings)}
-        if not all(cell.exists() for cell in cells.values()):
+        seeds, accuracy = mean_accuracies(folder, name, settings)
+        outcome = folder / cell_name(name, None)
+        if seeds == 0 or not outcome.exists():
             continue
-        search = json.loads(cells.pop(None).read_text())
-        accuracy = {s: json.loads(c.read_text())["test_accuracy"] for s, c in cells.items()}
+        search = json.loads(outcome.read_text())
         best = max(accuracy, key=lambda setting: accuracy[setting])
         pick = Candidate(*search["pick"].values())
         shown = (accuracy[best], accuracy[pick], accuracy[DEFAULT])
         first, second, third = (f"{share:.1%}" for share in shown)
-        print(f"| {name} | {best} | {first} | {pick} | {second} | {third} | {search['cost']:.0%} |")
+        row = (name, seeds, best, first, pick, second, third, f"{search['cost']:.0%}")
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+def mean_accuracies(
+    folder: Path, name: str, settings: list[Candidate]
+) -> tuple[int, dict[Candidate, float]]:
+    """Return how many seeds trained the whole grid, and each setting's mean over these."""
+    found: list[list[float]] = []
+    for seed in itertools.count():
+        cells = [folder / cell_name(name, setting, seed) for setting in settings]
+        if not all(cell.exists() for cell in cells):
+            break
+        found.append([json.loads(cell.read_text())["test_accuracy"] for cell in cells])
+    if not found:
+        return 0, {}
+    return len(found), dict(zip(settings, np.mean(found, axis=0).tolist(), strict=True))
 
 
 if __name__ == "__main__":
