@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -79,6 +80,7 @@ def main() -> None:
     # Before torch is loaded: its threads wait in a busy loop otherwise, which makes training ten
     # times slower wherever other work competes for the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_streams()
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # file names that are not UTF-8
@@ -108,6 +110,27 @@ def _end(message: str, exit_code: int) -> NoReturn:
 
     console.error(message)
     sys.exit(exit_code)
+
+
+class _Log(io.FileIO):
+    """Stderr of a program whose work goes on where it cannot be written, as with a full disk."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _open_streams() -> None:
+    """Let streams that were closed hold nothing, and make a log of stderr."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    stderr = sys.__stderr__
+    if stderr is not None and sys.stderr is stderr:
+        log = io.BufferedWriter(_Log(stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(log, stderr.encoding, stderr.errors, line_buffering=True)
 
 
 @contextmanager

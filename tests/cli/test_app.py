@@ -156,7 +156,11 @@ def program(command: str, **environment: str) -> subprocess.CompletedProcess[byt
         "    typer.echo(text if text != '-' else sys.stdin.read())\n"
         "def fail() -> None:\n"
         "    sys.stdout.write('text')\n    raise typer.Exit(5)\n"
-        "app.app.command()(show)\napp.app.command()(fail)\nsys.argv[0] = 'elr'\napp.main()"
+        "def talk() -> None:\n"
+        "    from elrcli.cli import console\n"
+        "    console.say('text')\n    sys.stderr.write('text')\n    raise typer.Exit(5)\n"
+        "for command in (show, fail, talk):\n    app.app.command()(command)\n"
+        "sys.argv[0] = 'elr'\napp.main()"
     )
     environment |= {"ELR": f"{sys.executable}", "CODE": code, "NO_COLOR": "1"}
     return subprocess.run(
@@ -181,6 +185,27 @@ def test_a_full_disk_is_one_line(unbuffered):
 def test_a_reader_that_leaves_changes_no_exit_code():
     line = "(sleep 0.2; elr fail) | true; exit ${PIPESTATUS[0]}"
     assert program(line).returncode == 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "elr talk 2> /dev/full",
+        "elr talk 2>&-",
+        "(sleep 0.2; elr talk) 2>&1 | true; exit ${PIPESTATUS[0]}",
+    ],
+)
+def test_work_goes_on_where_nobody_hears_of_it(line, unbuffered):
+    done = program(line, PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stdout, done.stderr) == (5, b"", b"")
+
+
+def test_closed_streams_hold_nothing():
+    for line in ("elr show text >&-", "elr show - <&-"):
+        done = program(line)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"", b"")
 
 
 def test_names_that_are_not_utf8_come_and_go():
