@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def watch(quiet: bool) -> Iterator[Observer]:
     console = _stderr()
     if quiet or not speaks():
         yield Observer()
-    elif console.is_terminal and not console.is_dumb_terminal:
+    elif console.is_interactive:
         live = _LiveObserver(console)
         try:
             yield live
@@ -298,4 +299,6 @@ def _printable(text: str) -> str:
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    # FORCE_COLOR asks for colours in a log, not for bars that move.
+    is_log = not sys.stderr.isatty()
+    return Console(stderr=True, highlight=False, force_interactive=False if is_log else None)

@@ -102,6 +102,16 @@ def test_without_a_terminal_each_epoch_is_a_line(capsys):
     assert "\x1b" not in captured.err
 
 
+def test_forced_colours_move_no_bars_in_a_log(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with watch(quiet=False) as observer:
+        train_two_epochs(observer)
+    text = capsys.readouterr().err
+    assert "1/10" in text
+    assert "\x1b[2K" not in text  # no line is erased
+    assert "all epochs" not in text
+
+
 def test_without_a_terminal_long_epochs_report_now_and_then(capsys, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
