@@ -165,6 +165,10 @@ def predict(
     if not 1 <= top_k <= len(classes):
         raise ConfigError(f"--top-k {top_k}: the run has {len(classes)} classes.")
     names = [images] if isinstance(images, str | os.PathLike) else images
+    if launch().processes > 1 and "-" in [os.fspath(name) for name in names]:
+        raise ConfigError(
+            "-: several processes cannot share standard input. List the paths in a CSV file."
+        )
     inputs = expand_inputs(
         names, root=_path(root), path_column=path_column, follow_links=follow_links, stdin=sys.stdin
     )

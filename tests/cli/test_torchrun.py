@@ -105,3 +105,14 @@ def test_only_the_first_process_speaks(elr, monkeypatch, capsys):
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
     outcome = elr("train", "none", "--no-pretrained", "--weights", "w.pth")
     assert outcome.err.startswith("error: --weights")
+
+
+def test_standard_input_is_for_one_process(elr, monkeypatch, tmp_path):
+    """Each process would get a part of the lines."""
+    for name, value in zip(ENVIRONMENT, "0202", strict=True):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "classes.json").write_text('{"classes": ["a", "b"]}')
+    outcome = elr("predict", tmp_path, "-", stdin="a.png\n")
+    message = "several processes cannot share standard input. List the paths in a CSV file."
+    assert outcome == (1, "", f"error: -: {message}\n")
