@@ -6,9 +6,11 @@ import codecs
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -85,7 +87,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # file names that are not UTF-8
     try:
-        with _results_of_the_first_process(), _stdout_flushed():
+        with _ended_by_sigterm(), _results_of_the_first_process(), _stdout_flushed():
             app(prog_name="elr")
     except EndedByAnother as error:
         sys.exit(error.exit_code)
@@ -131,6 +133,28 @@ def _open_streams() -> None:
     if stderr is not None and sys.stderr is stderr:
         log = io.BufferedWriter(_Log(stderr.fileno(), "w", closefd=False))
         sys.stderr = io.TextIOWrapper(log, stderr.encoding, stderr.errors, line_buffering=True)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Clean up after SIGTERM as after Ctrl-C; a second one ends the program at once.
+
+    By default nothing is cleaned up, and the first process of a container does not even end.
+    Processes of torchrun may wait for each other where no handler of Python is heard.
+    """
+    if launch().processes > 1:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

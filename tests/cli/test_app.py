@@ -159,7 +159,10 @@ def program(command: str, **environment: str) -> subprocess.CompletedProcess[byt
         "def talk() -> None:\n"
         "    from elrcli.cli import console\n"
         "    console.say('text')\n    sys.stderr.write('text')\n    raise typer.Exit(5)\n"
-        "for command in (show, fail, talk):\n    app.app.command()(command)\n"
+        "def stop(path: str) -> None:\n"
+        "    import os, pathlib\n    from elrcli.run import atomic_path\n"
+        "    with atomic_path(pathlib.Path(path)):\n        os.kill(os.getpid(), 15)\n"
+        "for command in (show, fail, talk, stop):\n    app.app.command()(command)\n"
         "sys.argv[0] = 'elr'\napp.main()"
     )
     environment |= {"ELR": f"{sys.executable}", "CODE": code, "NO_COLOR": "1"}
@@ -206,6 +209,12 @@ def test_closed_streams_hold_nothing():
     for line in ("elr show text >&-", "elr show - <&-"):
         done = program(line)
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"", b"")
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+    done = program(f"elr stop '{tmp_path / 'table.csv'}'")
+    assert (done.returncode, done.stderr) == (143, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_are_not_utf8_come_and_go():
