@@ -53,7 +53,13 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, 
 def write_jsonl(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, every column in each."""
     for row in rows:
-        file.write(json.dumps({name: row.get(name) for name in columns}, ensure_ascii=False) + "\n")
+        file.write(readable_json({name: row.get(name) for name in columns}) + "\n")
+
+
+def readable_json(content: Any, indent: int | None = None) -> str:
+    """Return JSON whose letters are not escaped, but bytes of a file name that are not UTF-8."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # as \udcff, which JSON has too
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

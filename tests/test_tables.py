@@ -61,6 +61,14 @@ def test_a_file_name_that_is_not_utf8_is_written(tmp_path, name):
     assert b".png" in (tmp_path / name).read_bytes()
 
 
+def test_json_is_utf8_whatever_the_file_names(tmp_path):
+    names = ["größe.png", b"\xff.png".decode("utf-8", "surrogateescape")]
+    write_table(tmp_path / "t.jsonl", ("path",), [{"path": name} for name in names])
+    lines = (tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines == ['{"path": "größe.png"}', r'{"path": "\udcff.png"}']
+    assert [json.loads(line)["path"] for line in lines] == names
+
+
 @pytest.mark.parametrize("name", ["t.xlsx", "t", "t.json"])
 def test_an_unknown_suffix_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=r"unknown kind of table\. End the name in \.csv"):

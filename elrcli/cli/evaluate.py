@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +48,7 @@ def evaluate(
     """Accuracy, figures per class and confusions on labelled data."""
     from elrcli import api
     from elrcli.cli import console
+    from elrcli.tables import readable_json
 
     with console.watch(quiet) as observer:
         evaluation = api.evaluate(
@@ -69,7 +69,7 @@ def evaluate(
     if not quiet:
         console.say(*(f"left out: {path}: {reason}" for path, reason in evaluation.unreadable))
     if json_output:
-        typer.echo(json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(readable_json(evaluation.to_dict(), indent=2))
     else:
         typer.echo("\n".join(evaluation_lines(evaluation)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,7 +97,9 @@ def train(
             raise typer.BadParameter("name a folder or a CSV file.", param_hint="DATA")
         chosen = TrainConfig(**values)
         if show_config:
-            typer.echo(json.dumps(chosen.to_dict(), indent=2, ensure_ascii=False))
+            from elrcli.tables import readable_json
+
+            typer.echo(readable_json(chosen.to_dict(), indent=2))
             return
 
     from elrcli import api

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +83,7 @@ def tune(
     """
     from elrcli import api
     from elrcli.cli import console
+    from elrcli.tables import readable_json
 
     grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs}
     try:
@@ -101,7 +101,7 @@ def tune(
     command = shlex.join(train_command(result.config))
     if json_output:
         content = result.to_dict() | {"command": command}
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        typer.echo(readable_json(content, indent=2))
     else:
         typer.echo("\n".join([*tune_lines(result), "", command]))
 

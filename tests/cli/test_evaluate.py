@@ -49,6 +49,15 @@ def test_figures_on_stdout(elr):
     assert outcome.err == "left out: x.png: truncated\n"
 
 
+def test_json_is_utf8_whatever_the_file_names(elr, monkeypatch):
+    unreadable = [("größe \udcff.png", "truncated")]
+    evaluation = evaluation_of(np.array([[1]]), ("cat",), unreadable)
+    monkeypatch.setattr("elrcli.engine.evaluate.evaluate_run", lambda *_, **__: evaluation)
+    text = elr("evaluate", "run", "data", "--json", "--quiet").out
+    assert r'"größe \udcff.png"' in text
+    assert json.loads(text)["unreadable"][0]["path"] == "größe \udcff.png"
+
+
 @pytest.mark.usefixtures("evaluated")
 def test_json_on_stdout(elr):
     outcome = elr("evaluate", "run", "data", "--json", "--no-follow-links")
