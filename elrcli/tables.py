@@ -69,7 +69,12 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Mapping[st
         for name in columns:
             value = row.get(name)
             values[name].append(_valid_utf8(value) if isinstance(value, str) else value)
-    pyarrow.parquet.write_table(pyarrow.table(values), path)
+    # A column without a value is text: of no type, it could not be joined with other tables.
+    arrays = {
+        name: pyarrow.array(column, None if set(column) - {None} else pyarrow.string())
+        for name, column in values.items()
+    }
+    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
 
 
 def _valid_utf8(text: str) -> str:

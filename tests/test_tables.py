@@ -41,6 +41,16 @@ def test_parquet_keeps_types(tmp_path):
     assert table["confidence"].to_pylist() == [0.75, 0.5, None]
 
 
+def test_parquet_tables_can_be_joined_where_a_column_is_empty(tmp_path):
+    dataset = pytest.importorskip("pyarrow.dataset")
+    rows = [{"path": "a.png"}, {"path": "b.png", "error": "the file is empty"}]
+    files = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    for file, row in zip(files, rows, strict=True):
+        write_table(file, ("path", "error"), [row])
+    errors = dataset.dataset(files).to_table()["error"]
+    assert errors.to_pylist() == [None, "the file is empty"]
+
+
 def test_no_rows_give_a_header(tmp_path):
     write_table(tmp_path / "t.csv", COLUMNS, [])
     assert (tmp_path / "t.csv").read_text() == "path,label,confidence\n"
