@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +104,8 @@ def predict(
             )
         )
         if out is None or not console.speaks():
-            write_csv(sys.stdout, columns, rows)
+            with suppress(BrokenPipeError):  # a reader that has enough, as `head` has
+                write_csv(sys.stdout, columns, rows)
         else:
             write_table(out, columns, rows)
     if out is not None and not quiet:

@@ -55,6 +55,16 @@ def test_csv_on_stdout(elr, run):
     ]
 
 
+def test_a_reader_that_has_enough_is_no_error(elr, run, monkeypatch):
+    class Head(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Head())
+    outcome = elr("predict", run, "bad.png", "a.png", "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
 def test_an_unreadable_image_has_a_row_and_the_code_is_1(elr, run):
     outcome = elr("predict", run, "bad.png", "a.png", "--quiet")
     assert outcome.code == 1
