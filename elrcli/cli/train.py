@@ -143,7 +143,9 @@ def closing_lines(run: RunFolder) -> list[str]:
     if rows:
         seconds = sum(row.get("seconds") or 0.0 for row in rows)
         agreement = rows[-1].get("val_agreement")
-        held_out = f", {agreement:.1%} of the validation labels predicted" if agreement else ""
+        held_out = ""
+        if agreement is not None:
+            held_out = f", {agreement:.1%} of the validation labels predicted"
         lines += [f"Trained {counted(len(rows), 'epoch')} in {clock(seconds)}{held_out}."]
     folder = shlex.quote(str(run.path))
     return [

@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from elrcli.cli.app import app
+from elrcli.cli.train import closing_lines
 from elrcli.config import TrainConfig
 from elrcli.presets import PRESETS
 from elrcli.run import RunFolder
@@ -295,3 +296,13 @@ def test_resume_reaches_the_engine(elr, tmp_path, monkeypatch):
     monkeypatch.setattr("elrcli.api.resume", resume)
     assert elr("train", "--resume", "runs/a").out == "runs/a\n"
     assert calls == [Path("runs/a")]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "said"),
+    [("0", ", 0.0% of the validation labels predicted"), ("", "")],
+)
+def test_the_closing_lines_say_what_was_measured(tmp_path, agreement, said):
+    run = RunFolder(tmp_path)
+    run.metrics_file.write_text(f"epoch,val_agreement,seconds\n1,{agreement},7\n")
+    assert closing_lines(run)[1] == f"Trained 1 epoch in 0:07{said}."
