@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
@@ -148,6 +149,9 @@ def _ended_by_sigterm() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
+        files = (each.f_code.co_filename for each, _ in traceback.walk_stack(frame))
+        if any(file.startswith("<frozen importlib") for file in files):
+            os._exit(128 + number)  # torch aborts where one of its imports raises something
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -162,7 +162,8 @@ def program(command: str, **environment: str) -> subprocess.CompletedProcess[byt
         "def stop(path: str) -> None:\n"
         "    import os, pathlib\n    from elrcli.run import atomic_path\n"
         "    with atomic_path(pathlib.Path(path)):\n        os.kill(os.getpid(), 15)\n"
-        "for command in (show, fail, talk, stop):\n    app.app.command()(command)\n"
+        "def load(folder: str) -> None:\n    sys.path.append(folder)\n    import stopped\n"
+        "for command in (show, fail, talk, stop, load):\n    app.app.command()(command)\n"
         "sys.argv[0] = 'elr'\napp.main()"
     )
     environment |= {"ELR": f"{sys.executable}", "CODE": code, "NO_COLOR": "1"}
@@ -215,6 +216,13 @@ def test_sigterm_leaves_nothing_half_written(tmp_path):
     done = program(f"elr stop '{tmp_path / 'table.csv'}'")
     assert (done.returncode, done.stderr) == (143, b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_raises_nothing_within_an_import(tmp_path):
+    """Torch would end with SIGABRT."""
+    lines = ("import os", "try:", "    os.kill(os.getpid(), 15)", "finally:", "    os._exit(134)")
+    (tmp_path / "stopped.py").write_text("\n".join(lines))
+    assert program(f"elr load '{tmp_path}'").returncode == 143
 
 
 def test_names_that_are_not_utf8_come_and_go():
