@@ -148,6 +148,8 @@ def _settings(seed: int, epochs: int) -> dict[str, Any]:
 
 def _prepare(folder: Path, overwrite: bool) -> None:
     """Make the folder, or clear that of an earlier demo, which has a mark."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file. Choose another --out.")
     mark = folder / MARK
     if folder.is_dir() and any(folder.iterdir()):
         if not mark.is_file():

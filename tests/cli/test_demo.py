@@ -85,6 +85,8 @@ def test_only_an_earlier_demo_is_replaced(tmp_path):
     with pytest.raises(RunError, match="not empty and not a demo"):
         _prepare(tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "labels.csv", "mine.txt"]
+    with pytest.raises(RunError, match=r"mine\.txt: is a file\. Choose another --out\.$"):
+        _prepare(tmp_path / "mine.txt", overwrite=True)
 
 
 def test_a_demo_that_was_interrupted_can_be_replaced(tmp_path):
