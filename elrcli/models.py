@@ -163,7 +163,8 @@ def plain_attention(network: nn.Module) -> None:
 def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
     """Return model names that contain `pattern` or match it as a glob: timm's and `cifar_*`."""
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    return list(timm.list_models(glob, pretrained=pretrained))
+    has_tag = "." in pattern  # of weights, as `resnet50.a1_in1k`
+    return list(timm.list_models(glob, pretrained=pretrained or has_tag))
 
 
 def create_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,9 +46,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a header and the rows as they come."""
-    write_csv_rows(file, [columns])
-    write_csv_rows(file, ([row.get(name) for name in columns] for row in rows))
+    """Write a header and the rows as they come; nothing where the first one fails."""
+    lines = ([row.get(name) for name in columns] for row in rows)
+    first = list(itertools.islice(lines, 1))
+    write_csv_rows(file, [columns, *first])
+    write_csv_rows(file, lines)
 
 
 def write_jsonl(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -61,6 +61,7 @@ def test_list_backbones_by_part_and_by_glob():
     assert "resnet50" in list_backbones("resnet5")
     assert list_backbones("test_resnet*") == ["test_resnet"]
     assert list_backbones("test_resnet", pretrained=True) == ["test_resnet.r160_in1k"]
+    assert list_backbones("test_resnet.r160") == ["test_resnet.r160_in1k"]
     assert list_backbones("nothing like this") == []
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 
 import pytest
 
 from elrcli.errors import ConfigError, RunError
-from elrcli.tables import table_format, write_table
+from elrcli.tables import table_format, write_csv, write_table
 
 COLUMNS = ("path", "label", "confidence")
 ROWS = [
@@ -22,6 +23,19 @@ def test_csv(tmp_path):
     assert (tmp_path / "t.csv").read_text(encoding="utf-8") == (
         'path,label,confidence\na.png,cat,0.75\n"b,""c"".png",größe,0.5\nbroken.png,,\n'
     )
+
+
+def test_no_header_stands_alone_where_the_first_row_fails():
+    def rows():
+        raise ConfigError("no such device")
+        yield {}
+
+    file = io.StringIO()
+    with pytest.raises(ConfigError, match="no such device"):
+        write_csv(file, COLUMNS, rows())
+    assert file.getvalue() == ""
+    write_csv(file, COLUMNS, [])
+    assert file.getvalue() == "path,label,confidence\n"
 
 
 def test_json_lines_have_every_column(tmp_path):

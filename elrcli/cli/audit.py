@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -147,6 +146,7 @@ def audit(
     from elrcli import api
     from elrcli.cli import console
     from elrcli.run import RunFolder, newest_run
+    from elrcli.tables import readable_json
 
     given = given_settings(context, settings)
     target = newest_run() if target is None else target
@@ -183,7 +183,7 @@ def audit(
         if trains:
             console.say(*run_lines(Path(summary["run"]), out or Path(summary["run"])))
     if json_output:
-        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        typer.echo(readable_json(summary, indent=2))
     share = summary["estimated_error_rate"]
     if fail_above is not None and share > fail_above:
         if console.speaks():

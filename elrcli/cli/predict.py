@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,8 +103,10 @@ def predict(
             )
         )
         if out is None or not console.speaks():
-            with suppress(BrokenPipeError):  # a reader that has enough, as `head` has
+            try:
                 write_csv(sys.stdout, columns, rows)
+            except BrokenPipeError:  # a reader that has enough, as `head` has
+                return
         else:
             write_table(out, columns, rows)
     if out is not None and not quiet:
