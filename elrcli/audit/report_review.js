@@ -457,10 +457,7 @@ function drawItem(item) {
   byId("verdict").hidden = !entry;
   byId("verdict").textContent = describe(entry);
   byId("verdict").dataset.decision = entry?.decision ?? "";
-  const verdict = isDoubted(item)
-    ? [", looks like ", className(item.suggested, "suggested")]
-    : [", and it looks like it"];
-  byId("question").replaceChildren("Labelled ", className(item.label, "given"), ...verdict);
+  drawQuestion(item);
   byId("facts").replaceChildren(
     h("b", `${percent(item.p)} likely wrong`),
     ` · rank ${number(item.rank)} · ${item.split} · `,
@@ -476,6 +473,17 @@ function drawItem(item) {
     return drawTwins(likeness(group), others);
   });
   byId("twins").replaceChildren(...twins);
+}
+
+/** Ask about an item; screen readers say it, so not again for the same one. */
+function drawQuestion(item) {
+  const question = byId("question");
+  if (question.dataset.item === `${item.index}`) return;
+  question.dataset.item = item.index;
+  const verdict = isDoubted(item)
+    ? [", looks like ", className(item.suggested, "suggested")]
+    : [", and it looks like it"];
+  question.replaceChildren("Labelled ", className(item.label, "given"), ...verdict);
 }
 
 /** Enlarge the picture to its frame, but a tiny one only so far that it can still be recognised. */

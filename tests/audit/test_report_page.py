@@ -273,6 +273,26 @@ def test_enter_decides_again_after_a_button_is_pressed_by_mouse(
     assert page.inner_text("#reviewed") == "2 of 24 flagged reviewed"
 
 
+def test_a_screen_reader_says_each_question_once(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    assert page.get_attribute("#question", "aria-live") == "polite"
+    page.evaluate(
+        """() => {
+            window.said = 0;
+            const seen = new MutationObserver((changes) => (window.said += changes.length));
+            seen.observe(document.getElementById("question"), { childList: true });
+        }"""
+    )
+    press(page, "k")
+    assert page.evaluate("window.said") == 1
+    page.click("[data-do=theme]")  # draws the same sample again
+    press(page, "j")
+    assert page.evaluate("window.said") == 2
+
+
 def test_finished_review_is_finished_after_a_reload(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
