@@ -223,7 +223,7 @@ class Box:
 
         def decisions(file: Path) -> None:
             plan = plan_corrections(manifest, file)
-            write_csv(plan, self.case / "out.csv", with_split=True)
+            write_csv(plan, self.case / "out.csv", Reading())
             write_folder(plan, self.case / "folder", mode="copy", with_split=True)
 
         def suggestions(file: Path) -> None:

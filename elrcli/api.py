@@ -350,23 +350,20 @@ def apply_decisions(
     if place is None:
         return plan
     with_split = bool((manifest.splits != 0).any())
-    if not to_csv:
-        plan = replace(plan, reading={"follow_links": mode == "symlink"})
+    if to_csv:
+        split_column = settings.split_column if with_split else None
+        reading = replace(settings.reading, root=manifest.root, split_column=split_column)
+        if dry_run:
+            check_csv(place)
+        else:
+            write_csv(plan, place, reading)
+    else:
+        reading = Reading(follow_links=mode == "symlink")
         if dry_run:
             check_folder(plan, place, with_split=with_split)
         else:
             write_folder(plan, place, mode=mode or "copy", with_split=with_split)
-        return plan
-    columns = {name: getattr(settings, name) for name in ("path_column", "label_column")}
-    if with_split:  # without splits no such column is written
-        columns["split_column"] = settings.split_column
-    reading = {"root": manifest.root, **columns, "follow_links": settings.follow_links}
-    plan = replace(plan, reading=reading)
-    if dry_run:
-        check_csv(place)
-    else:
-        write_csv(plan, place, with_split=with_split, **columns)
-    return plan
+    return replace(plan, reading=reading)
 
 
 def _run_and_audit(place: Path) -> tuple[RunFolder, Path]:

@@ -360,7 +360,9 @@ def test_formulas_are_written_as_they_are_and_read_back(tmp_path):
     (tmp_path / "data").mkdir()
     for name in names:
         (tmp_path / "data" / name).touch()
-    write_csv(plan_corrections(manifest, None), tmp_path / "corrected.csv", with_split=False)
+    write_csv(
+        plan_corrections(manifest, None), tmp_path / "corrected.csv", Reading(split_column=None)
+    )
     again = load_data(
         tmp_path / "corrected.csv", Reading(root=tmp_path / "data"), classes=manifest.classes
     )

@@ -7,14 +7,14 @@ import shutil
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
+from elrcli.config import Reading
 from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
@@ -45,7 +45,7 @@ class Plan:
     changes: tuple[Change, ...]  # in the order of the manifest
     decided: Counter[str]  # samples per decision: keep, relabel, remove, unsure, accepted
     added: int = 0  # images that came to the data after the training: they are left out
-    reading: Mapping[str, Any] = field(default_factory=dict)  # data settings that read the output
+    reading: Reading = Reading()  # of what is written
 
     @property
     def unseen(self) -> int:
@@ -110,31 +110,25 @@ def plan_corrections(
     return Plan(manifest, rows, labels[rows], changes, decided)
 
 
-def write_csv(
-    plan: Plan,
-    out: Path,
-    *,
-    with_split: bool,
-    path_column: str = "path",
-    label_column: str = "label",
-    split_column: str = "split",
-) -> Path:
+def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
     """Write the corrected labels as a CSV file; return the path of the change log beside it.
 
-    `with_split` adds the split: for data that came with splits, not for a split that was drawn.
+    The columns are those that `reading` will read: a split only where the data came with splits,
+    not where one was drawn.
     """
     log = check_csv(out)
     manifest = plan.manifest
+    split_column = reading.split_column or "split"
     rows = (
         {
-            path_column: manifest.paths[row],
-            label_column: manifest.classes[label],
+            reading.path_column: manifest.paths[row],
+            reading.label_column: manifest.classes[label],
             split_column: SPLITS[manifest.splits[row]],
         }
         for row, label in zip(plan.rows.tolist(), plan.labels.tolist(), strict=True)
     )
-    columns = [path_column, label_column, *([split_column] if with_split else [])]
-    write_table(out, columns, rows)
+    columns = [reading.path_column, reading.label_column]
+    write_table(out, columns if reading.split_column is None else [*columns, split_column], rows)
     _write_log(log, plan)
     return log
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,8 +79,8 @@ def apply(
 def train_command(plan: Plan, out: Path) -> str:
     """Return how to train on what was written."""
     words = ["elr", "train", str(out)]
-    for name, value in plan.reading.items():
-        if value != getattr(TrainConfig, name):
+    for name, value in asdict(plan.reading).items():
+        if value not in (None, getattr(TrainConfig, name)):
             words += [option_name(name)] if value is True else [option_name(name), str(value)]
     return shlex.join(words)
 

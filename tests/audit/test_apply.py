@@ -224,7 +224,7 @@ def test_odd_names_are_found_and_written_as_they_are(tmp_path: Path, name: str):
     with file.open("w", newline="") as handle:
         csv.writer(handle).writerows([HEADER.strip().split(","), [name, "=cat", "relabel", "dog"]])
     plan = plan_corrections(manifest, file)
-    write_csv(plan, tmp_path / "out.csv", with_split=False)
+    write_csv(plan, tmp_path / "out.csv", Reading(split_column=None))
     with (tmp_path / "out.csv").open(newline="") as handle:
         assert next(iter(csv.DictReader(handle))) == {"path": name, "label": "dog"}
 
@@ -295,9 +295,7 @@ def test_csv_has_the_form_of_the_input(tmp_path: Path, manifest: Manifest):
     file = decisions(tmp_path, "images/2.png,cat,relabel,dog", "images/3.png,dog,remove,")
     plan = plan_corrections(manifest, file)
     out = tmp_path / "new" / "corrected.csv"
-    log = write_csv(
-        plan, out, with_split=True, path_column="file", label_column="kind", split_column="part"
-    )
+    log = write_csv(plan, out, Reading(None, "file", "kind", "part"))
     assert out.read_text() == (
         "file,kind,part\nimages/1.png,cat,train\nimages/2.png,dog,train\n"
         "images/4.png,dog,val\nimages/5.png,cow,train\n"
@@ -318,7 +316,7 @@ def test_csv_has_the_form_of_the_input(tmp_path: Path, manifest: Manifest):
 
 def test_csv_has_the_usual_columns(tmp_path: Path, manifest: Manifest):
     out = tmp_path / "corrected.csv"
-    write_csv(plan_corrections(manifest, None), out, with_split=True)
+    write_csv(plan_corrections(manifest, None), out, Reading())
     assert out.read_text().splitlines()[:2] == ["path,label,split", "images/1.png,cat,train"]
     assert load_data(out, Reading(root=manifest.root)).splits.tolist() == manifest.splits.tolist()
 
@@ -326,23 +324,25 @@ def test_csv_has_the_usual_columns(tmp_path: Path, manifest: Manifest):
 def test_csv_overwrites_nothing(tmp_path: Path, manifest: Manifest):
     plan = plan_corrections(manifest, decisions(tmp_path))
     out = tmp_path / "corrected.csv"
-    write_csv(plan, out, with_split=False)
+    write_csv(plan, out, Reading(split_column=None))
     with pytest.raises(DataError, match=r"corrected\.csv: exists"):
-        write_csv(plan, out, with_split=False)
+        write_csv(plan, out, Reading(split_column=None))
     out.unlink()
     with pytest.raises(DataError, match=r"changes\.csv: exists"):
-        write_csv(plan, out, with_split=False)
+        write_csv(plan, out, Reading(split_column=None))
     with pytest.raises(ConfigError, match=r"must end in \.csv"):
-        write_csv(plan, tmp_path / "corrected.txt", with_split=False)
+        write_csv(plan, tmp_path / "corrected.txt", Reading(split_column=None))
 
 
 def test_csv_is_not_written_through_a_dangling_link(tmp_path: Path, manifest: Manifest):
     for name in ("fixed.CSV", "fixed.changes.csv"):
         (tmp_path / name).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(DataError, match=f"{name}: exists"):
-            write_csv(plan_corrections(manifest, None), tmp_path / "fixed.CSV", with_split=False)
+            write_csv(
+                plan_corrections(manifest, None), tmp_path / "fixed.CSV", Reading(split_column=None)
+            )
         (tmp_path / name).unlink()
-    write_csv(plan_corrections(manifest, None), tmp_path / "fixed.CSV", with_split=False)
+    write_csv(plan_corrections(manifest, None), tmp_path / "fixed.CSV", Reading(split_column=None))
     assert not (tmp_path / "elsewhere").exists()
 
 
