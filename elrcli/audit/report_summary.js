@@ -2,6 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const VALUES_SHOWN = 12; // classes up to which the cells of the matrix carry numbers
+const FULL_HEAT = 0.02; // share of a cell that may have the full colour: clean data stays pale
 const CUT = 2; // a first bar more than so much higher than the others is cut
 
 function drawSummary() {
@@ -25,7 +26,7 @@ function drawMatrix() {
     "Of pictures that truly are the class on the left: the share with each label. " +
     `${ids.length < classes.length ? part : ""}Choose a cell to review it.`;
   const errors = values.flatMap((row, i) => row.filter((p, j) => i !== j && p !== null));
-  const highest = Math.max(...errors, 1e-9);
+  const highest = Math.max(...errors, FULL_HEAT);
   const header = (scope, id) => h("th", { scope, title: classes[id] }, h("span.name", classes[id]));
   const body = ids.map((truth, i) => {
     const cells = ids.map((given, j) => matrixCell(truth, given, values[i][j], highest));

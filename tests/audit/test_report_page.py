@@ -147,6 +147,17 @@ def test_first_screen_says_how_many_how_sure_and_where(
     assert page.inner_text("#left") == "≈ 21 errors left"  # 24 * (0.99 + 0.76) / 2
 
 
+@pytest.mark.parametrize(("share", "heat"), [(0.002, "20%"), (0.02, "100%"), (0.4, "100%")])
+def test_the_matrix_of_clean_labels_is_pale(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, share: float, heat: str
+):
+    audit.summary["noise_matrix"] = [[1 - share, share, 0], [0, 1, 0], [0, 0, 1]]
+    page = open_page(audit, manifest)
+    cells = page.locator(".matrix button").all()
+    shown = [cell.evaluate("cell => cell.style.getPropertyValue('--heat')") for cell in cells[:3]]
+    assert shown == ["0%", heat, "0%"]
+
+
 def test_twenty_suspects_by_keyboard_then_apply(
     open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
 ):
