@@ -16,6 +16,7 @@ import pytest
 from elrcli.audit.apply import plan_corrections, write_csv
 from elrcli.audit.report import render_report
 from elrcli.audit.result import AuditResult, DuplicateGroup
+from elrcli.config import Reading
 from elrcli.data.manifest import Manifest, StringTable
 from tests.audit.test_report import CLASSES, HOSTILE, make_audit, make_manifest
 
@@ -198,7 +199,7 @@ def test_twenty_suspects_by_keyboard_then_apply(
     assert rows[6] == ["a/05.png", HOSTILE, "unsure", ""]
     assert len(rows) == 21
 
-    write_csv(plan_corrections(manifest, file), tmp_path / "corrected.csv", with_split=True)
+    write_csv(plan_corrections(manifest, file), tmp_path / "corrected.csv", Reading())
     names = [manifest.classes[label] for label in manifest.labels]
     expected = [["path", "label", "split"]]
     for i, path in enumerate(manifest.paths):
