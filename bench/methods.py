@@ -66,12 +66,14 @@ def chosen_cells(args: argparse.Namespace) -> Iterator[Cell]:
         for network in args.networks:
             for noise in args.noise:
                 for method in args.methods:
-                    if seed < (args.seeds or seeds_of(network, noise, method)):
+                    if seed < seeds_of(network, noise, method, args):
                         yield Cell(network, noise, seed, method)
 
 
-def seeds_of(network: str, noise: str, method: str) -> int:
-    """Return how many seeds a cell of the table has, without --seeds."""
+def seeds_of(network: str, noise: str, method: str, args: argparse.Namespace) -> int:
+    """Return how many seeds a cell of the table has."""
+    if args.seeds:
+        return int(args.seeds)
     return 3 if (network, noise) in THREE_SEEDS and method not in ONE_SEED else 1
 
 
@@ -117,6 +119,7 @@ def train(cell: Cell, args: argparse.Namespace, clock: cells.Clock, folder: Path
 
 def print_table(args: argparse.Namespace) -> None:
     """Print accuracy / memorised share as Markdown: mean over the seeds, and their range."""
+    minutes: list[float] = []
     for network in args.networks:
         print(f"| {network} | {' | '.join(args.methods)} |\n|{'---|' * (len(args.methods) + 1)}")
         for noise in args.noise:
@@ -124,12 +127,14 @@ def print_table(args: argparse.Namespace) -> None:
             for method in args.methods:
                 found = [
                     json.loads(path.read_text())
-                    for seed in range(args.seeds or seeds_of(network, noise, method))
+                    for seed in range(seeds_of(network, noise, method, args))
                     if (path := Cell(network, noise, seed, method).result(args.out)).exists()
                 ]
                 row.append(_shown(found))
+                minutes += [cell["minutes"] for cell in found]
             print(f"| {' | '.join(row)} |")
         print()
+    print(f"{len(minutes)} trainings, {sum(minutes) / 60:.1f} hours of one core")
 
 
 def _shown(found: list[dict[str, Any]]) -> str:

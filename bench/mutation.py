@@ -53,6 +53,7 @@ MODULES = {
     ],
     "data/manifest": ["tests/data/test_manifest.py"],
     "data/csv_files": ["tests/data/test_csv_files.py", "tests/data/test_bad_csv.py"],
+    "data/rows": ["tests/data/test_csv_files.py", "tests/data/test_bad_csv.py"],
     "data/folders": ["tests/data/test_folders.py"],
 }
 WAIT = 300  # seconds for one fault, most of them perhaps spent on other programs

@@ -433,6 +433,12 @@ def check_names(values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: unknown setting {str(name)!r}.{hint}")
 
 
+def readable_json(content: Any, indent: int | None = None) -> str:
+    """Return JSON whose letters are not escaped, but bytes of a file name that are not UTF-8."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # as \udcff, which JSON has too
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read settings from a TOML file: names as of options, `-` and `_` are equal."""
     try:

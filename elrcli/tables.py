@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from elrcli.config import readable_json
 from elrcli.data.csv_files import write_csv_rows
 from elrcli.errors import ConfigError
 from elrcli.run import atomic_path
@@ -57,12 +57,6 @@ def write_jsonl(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str
     """Write one JSON object per line, every column in each."""
     for row in rows:
         file.write(readable_json({name: row.get(name) for name in columns}) + "\n")
-
-
-def readable_json(content: Any, indent: int | None = None) -> str:
-    """Return JSON whose letters are not escaped, but bytes of a file name that are not UTF-8."""
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode()  # as \udcff, which JSON has too
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

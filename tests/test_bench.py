@@ -228,7 +228,10 @@ def test_the_search_on_a_grid_of_two(bench, call, monkeypatch, tmp_path):
     monkeypatch.setitem(tune.TRAINING, "epochs", 4)
     call("tune", "--sets", "shapes8-asym25", "--out", tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    assert "| shapes8-asym25 | lambda " in call("tune", "--out", tmp_path, "--table")
+    assert "| shapes8-asym25 | 1 | lambda " in call("tune", "--out", tmp_path, "--table")
+    call("tune", "--sets", "shapes8-asym25", "--seeds", "2", "--out", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+    assert "| shapes8-asym25 | 2 | lambda " in call("tune", "--out", tmp_path, "--table")
 
 
 def table_rows(text: str) -> list[str]:

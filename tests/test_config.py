@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from elrcli.config import (
+    Reading,
     TrainConfig,
     check_names,
     option_name,
@@ -30,6 +31,10 @@ def test_defaults_of_the_contract():
     assert (config.backbone, config.method, config.lam, config.beta) == ("resnet50", "elr", 3, 0.7)
     assert (config.val_fraction, config.augment, config.precision) == (0.1, "light", "auto")
     assert config.batch_size is config.lr is config.weights is None
+
+
+def test_data_is_read_by_default_as_a_training_reads_it():
+    assert TrainConfig(data=Path("photos")).reading == Reading()
 
 
 def test_a_config_cannot_be_changed():

@@ -18,7 +18,7 @@ from elrcli.cli.options import (
     was_given,
     with_some_settings,
 )
-from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name
+from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name, readable_json
 from elrcli.errors import Interrupted
 
 CONFUSIONS = 5
@@ -146,7 +146,6 @@ def audit(
     from elrcli import api
     from elrcli.cli import console
     from elrcli.run import RunFolder, newest_run
-    from elrcli.tables import readable_json
 
     given = given_settings(context, settings)
     target = newest_run() if target is None else target

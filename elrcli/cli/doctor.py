@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from elrcli.cli.options import Device, Json
+from elrcli.config import readable_json
 
 if TYPE_CHECKING:
     from elrcli.engine.doctor import DoctorReport
@@ -29,7 +29,7 @@ def doctor(
 
     report = api.doctor(device=device, online=online)
     if json_output:
-        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(readable_json(report.to_dict(), indent=2))
     else:
         typer.echo("\n".join(report_lines(report)))
     if not report.can_train:

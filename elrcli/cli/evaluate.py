@@ -21,6 +21,7 @@ from elrcli.cli.options import (
     SplitColumn,
     Workers,
 )
+from elrcli.config import readable_json
 
 if TYPE_CHECKING:
     from elrcli.engine.evaluate import Evaluation
@@ -48,7 +49,6 @@ def evaluate(
     """Accuracy, figures per class and confusions on labelled data."""
     from elrcli import api
     from elrcli.cli import console
-    from elrcli.tables import readable_json
 
     with console.watch(quiet) as observer:
         evaluation = api.evaluate(

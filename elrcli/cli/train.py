@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elrcli.cli.options import OUTPUT, Quiet, given_settings, was_given, with_settings
-from elrcli.config import TrainConfig, option_name, read_toml
+from elrcli.config import TrainConfig, option_name, read_toml, readable_json
 from elrcli.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
@@ -97,8 +97,6 @@ def train(
             raise typer.BadParameter("name a folder or a CSV file.", param_hint="DATA")
         chosen = TrainConfig(**values)
         if show_config:
-            from elrcli.tables import readable_json
-
             typer.echo(readable_json(chosen.to_dict(), indent=2))
             return
 

@@ -20,7 +20,7 @@ from elrcli.cli.options import (
     was_given,
     with_some_settings,
 )
-from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name
+from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name, readable_json
 from elrcli.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def tune(
     """
     from elrcli import api
     from elrcli.cli import console
-    from elrcli.tables import readable_json
 
     grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs}
     try:
