@@ -39,10 +39,15 @@ def scan_folder(folder: Path, follow_links: bool) -> Rows:
     return Rows(paths, names, array("b", splits))
 
 
-def left_out(folder: Path) -> list[str]:
-    """Return a line about each place with images that `scan_folder` does not take."""
-    root = os.path.abspath(folder)
-    splits = [name for name, _ in _split_folders(root, folder)]
+def left_out(data: Path) -> list[str]:
+    """Return a line about each place with images that `scan_folder` does not take.
+
+    None about a CSV file, which names its images.
+    """
+    if not data.is_dir():
+        return []
+    root = os.path.abspath(data)
+    splits = [name for name, _ in _split_folders(root, data)]
     lines = []
     for top in (root, *(os.path.join(root, name) for name in splits)):
         loose = _count_images(top)

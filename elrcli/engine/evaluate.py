@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from elrcli.config import Reading
+from elrcli.data.folders import left_out
 from elrcli.data.manifest import load_data
 from elrcli.data.rows import SPLITS
 from elrcli.engine.distributed import joined
@@ -66,6 +67,9 @@ def evaluate_run(
     rows = np.arange(len(manifest)) if split is None else manifest.rows(split)
     if len(rows) == 0:
         raise DataError(f"{data}: has no images in the split '{split}'. Leave --split out.")
+    observer = observer or Observer()
+    for line in left_out(data):
+        observer.note(line)
     count = len(predictor.classes)
     confusion = np.zeros((count, count), dtype=np.int64)
     unreadable: list[tuple[str, str]] = []
@@ -74,8 +78,7 @@ def evaluate_run(
     ):
         np.add.at(confusion, (manifest.labels[seen], probs.argmax(axis=1)), 1)
         unreadable += [(manifest.paths[row], reason) for row, reason in problems]
-        if observer is not None:
-            observer.progress("evaluate", int(confusion.sum()) + len(unreadable), len(rows))
+        observer.progress("evaluate", int(confusion.sum()) + len(unreadable), len(rows))
     if confusion.sum() == 0:
         path, reason = unreadable[0]
         what = "predicted" if reason == NOT_FINITE else "read"

@@ -87,7 +87,7 @@ def fit(
     unseen = _classes_without_training(manifest)
     if unseen:
         observer.note(f"no training image of {unseen}: cannot be learned")
-    for line in left_out(config.data) if config.data.is_dir() else ():
+    for line in left_out(config.data):
         observer.note(line)
     tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)

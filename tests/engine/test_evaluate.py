@@ -11,6 +11,7 @@ from elrcli.engine.evaluate import evaluate_run, evaluation_of
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.predict import predict_images
 from elrcli.errors import ConfigError, DataError, RunError
+from tests.engine.test_fit import Recorder
 from tests.shapes import write_shapes
 
 
@@ -123,3 +124,12 @@ def test_a_split_that_is_not_there(shared_run, shapes):
 def test_no_run(tmp_path, shapes):
     with pytest.raises(RunError, match="no such folder"):
         evaluate_run(tmp_path / "none", shapes)
+
+
+def test_images_in_no_class_folder_are_named(shared_run, tmp_path):
+    write_shapes(tmp_path / "data", per_class=2)
+    (tmp_path / "data" / "loose.png").touch()
+    heard = Recorder()
+    found = evaluate_run(shared_run.path, tmp_path / "data", device="cpu", observer=heard)
+    assert heard.notes == [f"{tmp_path / 'data'}: images in no class folder, left out: 1"]
+    assert found.images == 6
