@@ -30,7 +30,7 @@ from pathlib import Path
 EPOCHS, BATCH, RATE, DECAY = 3, 32, 0.001, 0.05
 # width, height, JPEG quality, images
 FILES = {"500x375": (500, 375, 90, 600), "2048x1536": (2048, 1536, 85, 200)}
-BACKBONES = {"resnet18": 96, "test_resnet": 96}  # side of the input
+BACKBONES = {"resnet18": 96, "resnet50": 224, "test_resnet": 96}  # side of the input
 
 
 def train_elr(folder: Path, out: Path, backbone: str, args: argparse.Namespace) -> None:
@@ -200,6 +200,7 @@ def measure(files: str, backbone: str, args: argparse.Namespace) -> dict[str, ob
     from loader import write_photos
 
     width, height, quality, count = FILES[files]
+    count = args.images or count
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "photos"
         for split, share in (("train", 0.8), ("val", 0.2)):
@@ -245,6 +246,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", default=",".join(FILES))
+    parser.add_argument("--images", type=int, help="files; default: some hundred")
     parser.add_argument("--backbones", default="resnet18")
     parser.add_argument("--peer", default="timm", choices=("timm", "ultralytics"))
     parser.add_argument("--rounds", type=int, default=5)

@@ -142,6 +142,10 @@ SMALLEST = {  # options that make a script short, and what it prints then
         "{cifar} --pool 200 --images 100 --image-size 32 --epochs 1 --seeds 0 --out {out}",
         "| sym40 | cleanlab |",
     ),
+    "kept_memory": (
+        "--backbones test_resnet --size 32 --calls 2 --rounds 1 --out {out}",
+        '"peak memory": ',
+    ),
     "loader": ("--sizes 32 --rounds 1 --out {out}", '"cached / elr": '),
     "long_run": ("--epochs 11 --cells workers --out {out}", "| workers | 11 |"),
     "manifest": ("--rows 20000 --epochs 2 --csv", '"worker_private_mb_by_epoch": ['),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elrcli.engine.launch import launch
-from elrcli.engine.memory import memory_explained
+from elrcli.engine.memory import keep_freed_memory, memory_explained
 from elrcli.errors import ModelError
 from elrcli.models import Preprocessing
 
@@ -76,6 +76,8 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     if chosen.type == "cuda":
         with memory_explained(chosen, "Choose another --device."):
             _let_backward_begin(chosen)
+    elif chosen.type == "cpu":
+        keep_freed_memory()
     if precision == "auto":
         precision = _best_precision(chosen)
     if precision == "fp16" and chosen.type == "cpu":

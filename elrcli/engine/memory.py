@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,10 @@ CGROUPS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
+
+# Settings of glibc's malloc, see its mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+NEVER = -1
 
 
 def free_memory(device: torch.device) -> int:
@@ -111,6 +117,26 @@ def memory_explained(device: torch.device, remedy: str) -> Iterator[None]:
         raise OutOfMemory(f"{device}: out of memory. {remedy}") from error
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep the host's memory that it frees, until `release_memory`.
+
+    A step frees what the next one takes again. The C library hands large pieces back to the
+    kernel, which then clears and maps every page anew: up to a third of the time of a network on
+    the CPU. Only glibc can be told.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(M_MMAP_MAX, 0)  # large pieces, too, come from what is kept
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
 def release_memory(device: torch.device) -> None:
     """Give back what nothing refers to any more."""
     gc.collect()
@@ -118,6 +144,8 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def largest_fitting(

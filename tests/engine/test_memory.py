@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -70,3 +73,45 @@ def test_only_such_errors_are_explained():
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="a defect"), memory_explained(CUDA, "Go away."):
         raise RuntimeError("a defect")
+
+
+FREE_AND_TAKE_AGAIN = """
+import gc, os, resource
+import torch
+from elrcli.engine.device import choose_runtime
+from elrcli.engine.memory import release_memory
+
+MIB, PAGE = 1 << 20, os.sysconf("SC_PAGE_SIZE")
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * PAGE // MIB
+
+def take_and_free():
+    tensors = [torch.ones(48 * MIB // 4) for _ in range(4)]
+    below = torch.ones(1)  # not the last piece of memory: nothing is freed by luck
+    del tensors
+    return below
+
+if {keeps}:
+    choose_runtime("cpu")
+before, kept = resident(), [take_and_free()]
+pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+kept += [take_and_free() for _ in range(4)]
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - pages
+held = resident() - before
+release_memory(torch.device("cpu"))
+print(faults * PAGE // MIB, held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_on_the_cpu_is_taken_again_without_the_kernel(keeps):
+    script = FREE_AND_TAKE_AGAIN.format(keeps=keeps)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    mapped_anew, held, held_after_release = map(int, told.stdout.split())
+    assert (mapped_anew < 400) is keeps, told.stdout  # of 4 times 192 MiB
+    assert (held > 150) is keeps
+    assert held_after_release < 60
