@@ -11,7 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elrcli.config import TUNED_SETTINGS, Reading, TrainConfig, check_names, read_json_object
+from elrcli.config import (
+    MACHINE_SETTINGS,
+    TUNED_SETTINGS,
+    Reading,
+    TrainConfig,
+    check_names,
+    read_json_object,
+)
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, UsageError, legible
@@ -93,11 +100,21 @@ def _check_there(data: AnyPath, run: AnyPath | None = None) -> None:
     check_exists(Path(data))
 
 
-def resume(run: AnyPath, *, for_audit: bool = True, observer: Observer | None = None) -> RunFolder:
-    """Continue an interrupted run from its last checkpoint; `for_audit` as for `train`."""
+def resume(
+    run: AnyPath, *, for_audit: bool = True, observer: Observer | None = None, **settings: Any
+) -> RunFolder:
+    """Continue an interrupted run from its last checkpoint; `for_audit` as for `train`.
+
+    `settings` are fields of `TrainConfig` that belong to the machine, such as `workers` or
+    `device`: they hold from now on until the run is stopped.
+    """
+    check_names(settings, "resume()")
+    others = [name for name in settings if name not in MACHINE_SETTINGS]
+    if others:
+        raise ConfigError(f"a run is continued with its own {', '.join(others)}. Leave it out.")
     from elrcli.engine.fit import resume
 
-    return resume(Path(run), for_audit=for_audit, observer=observer)
+    return resume(Path(run), settings, for_audit=for_audit, observer=observer)
 
 
 def tune(
@@ -207,12 +224,12 @@ def prediction_row(
     if prediction.probabilities is None:
         row["error"] = prediction.error
         return row
-    best = (-prediction.probabilities).argsort(kind="stable")
-    shares = [round(float(share), 6) for share in prediction.probabilities]
-    for place, label in enumerate(best[:top_k]):
+    found = prediction.probabilities
+    for place, label in enumerate((-found).argsort(kind="stable")[:top_k]):
         row[columns[1 + 2 * place]] = classes[label]
-        row[columns[2 + 2 * place]] = shares[label]
+        row[columns[2 + 2 * place]] = round(float(found[label]), 6)
     if probabilities:
+        shares = (round(share, 6) for share in found.tolist())
         row |= {f"p_{name}": share for name, share in zip(classes, shares, strict=True)}
     return row
 
@@ -257,7 +274,7 @@ def audit_labels(
     if not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold {threshold}: must be between 0 and 1.")
     if report_images is not None and not report:
-        raise ConfigError("--report-images: there is no page with --no-report. Leave one out.")
+        raise UsageError("--report-images: there is no page with --no-report. Leave one out.")
     if report_images is not None and report_images < 1:
         raise ConfigError(f"--report-images {report_images}: must be at least 1.")
     reading = Reading(_path(root), path_column, label_column, split_column, follow_links)
@@ -332,8 +349,8 @@ def apply_decisions(
     to_csv = place is not None and place.suffix.lower() == ".csv"
     if place is not None and place.suffix.lower() in OTHER_TABLES:
         raise ConfigError(f"{out}: a table is written as CSV only. End its name in .csv.")
-    if to_csv and mode is not None:
-        raise UsageError(f"{out}: a CSV file does not use --mode. Leave it out.")
+    if mode is not None and (to_csv or place is None):
+        raise UsageError("--mode: only an --out that is a folder uses it. Leave it out.")
     folder, audit_folder = _run_and_audit(Path(run))
     if accept_above is not None:
         _check_own_audit(audit_folder / "summary.json", folder.path)

@@ -82,6 +82,8 @@ class Reading:
     follow_links: bool = False
 
 
+# They belong to the machine: a run or a search may go on with others.
+MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes", "table_device")
 READING_SETTINGS = tuple(field.name for field in dataclasses.fields(Reading))
 
 

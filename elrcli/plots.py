@@ -17,7 +17,8 @@ Rows = Sequence[Mapping[str, float | None]]
 
 def curves_svg(metrics: Rows) -> str:
     """Return the rows of `metrics.csv` as a picture (SVG text)."""
-    with_truth = any(row.get("wrong_memorised") is not None for row in metrics)
+    kinds = ("clean_right", "wrong_right")
+    with_truth = any(row.get(name) is not None for row in metrics for name in kinds)
     figure = Figure(figsize=(12.0, 6.2 if with_truth else 3.2), layout="constrained")
     axes = figure.subplots(2 if with_truth else 1, 3, squeeze=False)
     _loss_panel(axes[0, 0], metrics)
@@ -34,9 +35,10 @@ def curves_svg(metrics: Rows) -> str:
 
 
 def _loss_panel(axes: Axes, metrics: Rows) -> None:
-    _draw(axes, metrics, "loss_ce", "cross-entropy", BLUE)
-    _draw(axes, metrics, "loss_elr", "ELR term", ORANGE)
-    _draw(axes, metrics, "loss", "sum", GREY, style="--")
+    _draw(axes, metrics, "loss_ce", "given labels", BLUE)
+    if any(row.get("loss_elr") for row in metrics):
+        _draw(axes, metrics, "loss_elr", "ELR term", ORANGE)
+        _draw(axes, metrics, "loss", "sum", GREY, style="--")
     _draw(axes, metrics, "val_loss", "validation", GREEN)
     finish(axes, "Loss", percent=False)
 

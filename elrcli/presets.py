@@ -124,6 +124,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         (both.get("mixup") is False, mixing),
         (method in ("elr-halves", "sop"), ("mixup", *mixing)),
         (not method.startswith("elr"), ("lam", "lam_ramp")),
+        (both.get("lam") == 0, ("lam_ramp",)),
         (both["schedule"] != preset["schedule"], ("milestones", "step_factor", "restart_epochs")),
     ):
         if without:

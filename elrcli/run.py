@@ -26,6 +26,7 @@ from elrcli.data.manifest import Manifest, read_manifest
 from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")
+LOCK = "lock"
 # What `atomic_path` makes: its name ends in 8 letters or digits.
 LEFTOVER = re.compile(
     r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
@@ -102,7 +103,7 @@ class RunFolder:
     @property
     def lock_file(self) -> Path:
         """Locked while a process trains here; names that process."""
-        return self.path / "lock"
+        return self.path / LOCK
 
     @property
     def tensorboard_folder(self) -> Path:
@@ -158,33 +159,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training here; raises RunError if one does already.
-
-        The lock ends with this process, however that ends. Processes that it has started do not
-        hold it. A file system without locks has none here either.
-        """
+        """Keep other processes from training here; raises RunError if one does already."""
         self._holds_something()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = self.lock_file.open("a+b", buffering=0)
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    file.seek(0)
-                    holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
-                    raise RunError(
-                        f"{self.path}: is being trained by {holder}. Wait for it, or choose"
-                        " another --out."
-                    ) from None
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
-            except OSError as error:
-                raise RunError(f"{self.lock_file}: cannot be written ({error.strerror}).") from None
+        with locked_folder(self.path):
             yield
 
     def remove_leftovers(self) -> None:
@@ -302,6 +279,36 @@ class RunFolder:
             raise RunError(f"{self.metrics_file}: not a table of numbers ({error}).") from None
 
 
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder; raises RunError if one does already.
+
+    The lock ends with this process, however that ends. Processes that it has started do not hold
+    it. A file system without locks has none here either.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+b", buffering=0)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
+                raise RunError(
+                    f"{folder}: is being trained by {holder}. Wait for it, or choose another --out."
+                ) from None
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+        except OSError as error:
+            raise RunError(f"{folder / LOCK}: cannot be written ({error.strerror}).") from None
+        yield
+
+
 def new_path(data: Path, kind: str) -> Path:
     """Return where something made from `data` goes that was not told where."""
     name = Path(os.path.abspath(data)).stem
@@ -313,7 +320,12 @@ def newest_run(runs: Path = RUNS) -> Path:
     found = [path.parent for path in runs.glob("*/config.json") if RunFolder(path.parent).is_run()]
     if not found:
         raise RunError(f"{runs}: holds no run. Name one, or train one with `elr train DATA`.")
-    return max(found, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+
+    def changed(path: Path) -> int:
+        files = (path / "config.json", RunFolder(path).metrics_file)
+        return max(file.stat().st_mtime_ns for file in files if file.is_file())
+
+    return max(found, key=changed)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

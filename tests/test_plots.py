@@ -23,7 +23,7 @@ def test_the_picture_is_valid_and_has_three_panels(epochs):
     found = texts(curves_svg([{**ROW, "epoch": n + 1} for n in range(epochs)]))
     for title in ("Loss", "Agreement with the given labels", "Predictions that changed"):
         assert title in found
-    assert ("cross-entropy" in found) == (epochs > 0)
+    assert ("given labels" in found) == (epochs > 0)
     assert "memorised" not in found
 
 
@@ -44,3 +44,15 @@ def test_true_labels_add_the_memorisation_panels():
 
 def test_a_column_may_start_late():
     assert curves_svg([ROW, {**ROW, "epoch": 2.0, "changed": 0.25}]).startswith("<?xml")
+
+
+def test_a_loss_without_the_elr_term_is_one_line():
+    found = texts(curves_svg([{**ROW, "loss": 1.0, "loss_elr": 0.0}]))
+    assert "given labels" in found
+    assert not {"ELR term", "sum"} & set(found)
+
+
+def test_true_labels_without_a_wrong_one_have_their_panels():
+    found = texts(curves_svg([{**ROW, "clean_right": 0.9, "val_accuracy_true": 0.8}]))
+    assert "right 90%" in found
+    assert "Accuracy against the true labels" in found

@@ -144,6 +144,11 @@ def test_settings_win_over_the_preset():
     assert PRESETS["cifar100"]["lam"] == 7
 
 
+def test_without_lambda_its_ramp_is_left_out():
+    assert "lam_ramp" in PRESETS["cifar100-plus"]
+    assert "lam_ramp" not in with_preset("cifar100-plus", {"lam": 0.0})
+
+
 def test_weights_win_over_a_start_from_scratch():
     config = TrainConfig(data=Path("d"), **with_preset("cifar10-sym", {"weights": "w.pth"}))
     assert config.pretrained

@@ -138,6 +138,8 @@ def test_newest_run(tmp_path):
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "config.json").symlink_to(tmp_path / "gone")
     assert newest_run(tmp_path) == tmp_path / "a"
+    (tmp_path / "b" / "metrics.csv").touch()  # resumed later
+    assert newest_run(tmp_path) == tmp_path / "b"
 
 
 # --- damaged and hostile content ---

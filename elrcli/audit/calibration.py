@@ -39,8 +39,8 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
     looks wrong to them. The other is the share of labels that training could not teach the
     network: of many samples, but it misses what was memorised and counts what was not learned.
 
-    With fewer than 10 held-out samples the trained ones alone are judges; their predictions
-    follow the labels, which counts too few errors.
+    With fewer than 10 held-out samples the trained ones are judges too; their predictions follow
+    the labels, which counts too few errors.
     """
     judges = np.arange(len(evidence))
     population = len(evidence)
@@ -82,7 +82,8 @@ def cautions(evidence: Evidence, classes: Sequence[str]) -> list[str]:
     counts = np.bincount(evidence.labels[judges], minlength=evidence.classes)
     largest = int(counts.argmax())
     share = counts[largest] / len(judges)
-    if agreement <= share + 2 * np.sqrt(share * (1 - share) / len(judges)):
+    chance = share + 2 * np.sqrt(share * (1 - share) / len(judges))
+    if agreement < min(chance, (1 + share) / 2):  # half of what one answer misses is not luck
         found.append(
             f"The run predicts {agreement:.0%} of the labels that were held out, and always saying"
             f" '{classes[largest]}' would predict {share:.0%}: it has learned too little to judge"

@@ -70,7 +70,8 @@ class FeatureSpace:
 def neighbourhoods(space: FeatureSpace, classes: int, seed: int = 0) -> np.ndarray:
     """Return up to 10 neighbours of every sample, fewer where classes are small: [M, k].
 
-    Many samples look for them among a random part of all only.
+    A sample without features has itself in their place. Many samples look for them among a random
+    part of all only.
     """
     samples = np.arange(len(space.vectors))
     candidates = samples
@@ -79,4 +80,7 @@ def neighbourhoods(space: FeatureSpace, classes: int, seed: int = 0) -> np.ndarr
         rng = np.random.default_rng(seed)
         candidates = np.sort(rng.choice(samples, limit, replace=False))
     count = min(MOST, max(1, len(candidates) // (PER_CLASS * classes)))
-    return space.nearest(samples, candidates, count)[0]
+    found = space.nearest(samples, candidates, count)[0]
+    alone = ~space.vectors.any(dim=1).numpy()
+    found[alone] = samples[alone, None]
+    return found

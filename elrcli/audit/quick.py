@@ -7,16 +7,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from elrcli.config import AUDIT_SETTINGS, AUTO, READING_SETTINGS, TrainConfig, plain_name
+from elrcli.config import (
+    AUDIT_SETTINGS,
+    AUTO,
+    MACHINE_SETTINGS,
+    READING_SETTINGS,
+    TrainConfig,
+    plain_name,
+)
 from elrcli.data.manifest import manifest_text
 from elrcli.data.samples import load_samples
+from elrcli.engine.checkpoints import has_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, resume
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, Interrupted, RunError
+from elrcli.errors import DataError, Interrupted, RunError, UsageError
 from elrcli.run import RunFolder, new_path
-
-MACHINE_SETTINGS = ("cache", "device", "workers")  # nothing in a finished run depends on them
 
 
 def audit_config(data: Path, settings: Mapping[str, Any]) -> TrainConfig:
@@ -45,12 +51,16 @@ def run_for_audit(
     if RunFolder(data / "run").is_run():
         raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
     if out is None and overwrite:
-        raise ConfigError("--overwrite: needs --out DIR. Without it every run is a new one.")
+        raise UsageError("--overwrite: needs --out DIR. Without it every run is a new one.")
     group = current_group()
     run = RunFolder(
         group.from_first(lambda: new_path(data, "audit")) if out is None else out / "run"
     )
-    is_there = group.from_first(lambda: out is not None and not overwrite and run.is_run())
+
+    def is_begun() -> bool:
+        return run.is_run() and (run.is_finished() or has_checkpoint(run.checkpoint_folder))
+
+    is_there = group.from_first(lambda: out is not None and not overwrite and is_begun())
     if is_there:
         ignored = {*READING_SETTINGS, *(MACHINE_SETTINGS if run.is_finished() else ())}
         _check_same(run, config, {*AUDIT_SETTINGS, *settings} - ignored)
@@ -61,7 +71,9 @@ def run_for_audit(
     try:
         if is_there:
             return resume(run.path, observer=observer)
-        return fit(config, run.path, overwrite=overwrite, observer=observer)
+        # What a kill left before its first checkpoint is nothing to keep.
+        anew = group.from_first(lambda: overwrite or (out is not None and run.is_run()))
+        return fit(config, run.path, overwrite=anew, observer=observer)
     except Interrupted as error:
         command = ["elr", "audit", str(run.path)] + ([] if out is None else ["--out", str(out)])
         raise Interrupted(f"{error} && {shlex.join(command)}", error.signal_number) from None

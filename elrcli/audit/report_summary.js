@@ -195,7 +195,7 @@ function drawUnreadable() {
   const shown = data.unreadableShown;
   const first = data.unreadable > shown.length ? `, here the first ${shown.length}` : "";
   byId("unreadable-hint").textContent =
-    `${plural(data.unreadable, "image")}${first}. They took no part in the audit.`;
+    `${plural(data.unreadable, "image")}${first}. Only what was read of them before takes part in the audit.`;
   const rows = shown.map(([path, reason]) => h("li", h("span.path", path), h("span.meta", reason)));
   byId("unreadable").replaceChildren(...rows);
 }

@@ -32,7 +32,7 @@ from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor
-from elrcli.errors import ConfigError, DataError, RunError, legible
+from elrcli.errors import ConfigError, DataError, RunError, UsageError, legible
 from elrcli.run import RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
 
@@ -284,7 +284,7 @@ def true_labels_of(
     """Return the true class of every manifest row; without `truth`, what the manifest knows."""
     if truth is None:
         if truth_column is not None:
-            raise ConfigError("--truth-column: needs --truth FILE.")
+            raise UsageError("--truth-column: needs --truth FILE.")
         return manifest.truth
     path_column, column = _truth_columns(truth, truth_column, path_columns)
     # No image is opened for it, so links do no harm.

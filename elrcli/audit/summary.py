@@ -14,11 +14,13 @@ def summarise(
 ) -> dict[str, Any]:
     """Return per-class rates, noise matrix and confused pairs.
 
+    The matrix holds P(given class | true class); zeros for a class to which nothing belongs.
     labels [M] given, joint [K, K] expected samples per (true, given) class, flagged [M] bool.
     """
     given = joint.sum(axis=0)
     true = joint.sum(axis=1)
-    matrix = joint / np.maximum(true, 1e-12)[:, None]
+    is_there = true >= 0.5  # what is less than half a sample, calibration has added
+    matrix = np.where(is_there[:, None], joint / np.maximum(true, 1e-12)[:, None], 0.0)
     samples = np.bincount(labels, minlength=len(classes))
     doubted = np.bincount(labels[flagged], minlength=len(classes))
     per_class = [

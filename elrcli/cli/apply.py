@@ -73,7 +73,7 @@ def apply(
     assert out is not None
     if not quiet:
         console.say(f"  next      {train_command(plan, out)}")
-    typer.echo(out)
+    console.result(out)
 
 
 def train_command(plan: Plan, out: Path) -> str:

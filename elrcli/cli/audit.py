@@ -182,12 +182,13 @@ def audit(
         if trains:
             console.say(*run_lines(Path(summary["run"]), out or Path(summary["run"])))
     if json_output:
-        typer.echo(readable_json(summary, indent=2))
+        console.result(readable_json(summary, indent=2))
     share = summary["estimated_error_rate"]
     if fail_above is not None and share > fail_above:
         if console.speaks():
             console.error(
-                f"{share:.1%} of the labels are estimated to be wrong, more than {fail_above:.1%}."
+                f"{100 * share:.4g}% of the labels are estimated to be wrong,"
+                f" more than --fail-above {fail_above:g}."
             )
         raise typer.Exit(GATE_EXIT_CODE)
 

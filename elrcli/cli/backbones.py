@@ -27,12 +27,13 @@ def backbones(
 ) -> None:
     """List timm backbones, one name per line."""
     from elrcli.api import list_backbones
+    from elrcli.cli import console
     from elrcli.errors import ModelError
 
     names = list_backbones(pattern, pretrained=pretrained)
     if json_output:
-        typer.echo(json.dumps(names, indent=2))
+        console.result(json.dumps(names, indent=2))
     elif names:
-        typer.echo("\n".join(names))
+        console.result("\n".join(names))
     if not names:
         raise ModelError(f"{pattern}: no backbone has such a name. Try a part, such as 'resnet'.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
@@ -27,6 +28,15 @@ LEGEND = (
 def error(message: str) -> None:
     """Show why the program ends."""
     _stderr().print(Text.assemble(("error: ", "bold red"), _printable(message)), soft_wrap=True)
+
+
+def result(text: object) -> None:
+    """Print a result on stdout; a reader that has gone away, as `head` does, is no error.
+
+    Typer would end the command with code 1.
+    """
+    with suppress(BrokenPipeError):
+        typer.echo(text)
 
 
 def speaks() -> bool:

@@ -33,7 +33,7 @@ def demo(
 
     with console.watch(quiet) as observer:
         result = run_demo(out, seed=seed, epochs=epochs, overwrite=overwrite, observer=observer)
-    typer.echo("\n".join(demo_lines(result)))
+    console.result("\n".join(demo_lines(result)))
 
 
 def demo_lines(result: DemoResult) -> list[str]:

@@ -26,12 +26,13 @@ def doctor(
     Each is tried out. The exit code is 1 if a training cannot work here.
     """
     from elrcli import api
+    from elrcli.cli import console
 
     report = api.doctor(device=device, online=online)
     if json_output:
-        typer.echo(readable_json(report.to_dict(), indent=2))
+        console.result(readable_json(report.to_dict(), indent=2))
     else:
-        typer.echo("\n".join(report_lines(report)))
+        console.result("\n".join(report_lines(report)))
     if not report.can_train:
         raise typer.Exit(1)
 

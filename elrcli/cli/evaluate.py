@@ -69,9 +69,9 @@ def evaluate(
     if not quiet:
         console.say(*(f"left out: {path}: {reason}" for path, reason in evaluation.unreadable))
     if json_output:
-        typer.echo(readable_json(evaluation.to_dict(), indent=2))
+        console.result(readable_json(evaluation.to_dict(), indent=2))
     else:
-        typer.echo("\n".join(evaluation_lines(evaluation)))
+        console.result("\n".join(evaluation_lines(evaluation)))
 
 
 def evaluation_lines(evaluation: Evaluation) -> list[str]:

@@ -44,7 +44,7 @@ def export(
     file = api.export(run, out, format=format, overwrite=overwrite)
     if not quiet:
         console.say(*usage_lines(file))
-    typer.echo(file)
+    console.result(file)
 
 
 def usage_lines(file: Path) -> list[str]:

@@ -98,4 +98,4 @@ def noise(
             f"  next      elr train {shlex.quote(str(out))} --root {shlex.quote(str(noisy.root))}"
             " --truth-column true_label",
         )
-    typer.echo(out)
+    console.result(out)

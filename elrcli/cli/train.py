@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elrcli.cli.options import OUTPUT, Quiet, given_settings, was_given, with_settings
-from elrcli.config import TrainConfig, option_name, read_toml, readable_json
+from elrcli.config import MACHINE_SETTINGS, TrainConfig, option_name, read_toml, readable_json
 from elrcli.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def train(
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Continue an interrupted run where it stopped.",
+            help="Continue an interrupted run where it stopped, perhaps with other --device,"
+            " --workers, --cache, --table-device, --compile or --checkpoint-minutes.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -83,6 +84,8 @@ def train(
 
     Prints the run folder on stdout.
     """
+    from elrcli.cli import console
+
     given = given_settings(context, settings)
     if resume is not None:
         _refuse_with_resume(context, given)
@@ -97,25 +100,27 @@ def train(
             raise typer.BadParameter("name a folder or a CSV file.", param_hint="DATA")
         chosen = TrainConfig(**values)
         if show_config:
-            typer.echo(readable_json(chosen.to_dict(), indent=2))
+            console.result(readable_json(chosen.to_dict(), indent=2))
             return
 
     from elrcli import api
-    from elrcli.cli import console
 
     with console.watch(quiet) as observer:
         if resume is not None:
-            run = api.resume(resume, observer=observer)
+            run = api.resume(resume, observer=observer, **given)
         else:
             run = api.train_as(chosen, out, overwrite=overwrite, observer=observer)
     if not quiet:
         console.say(*closing_lines(run))
-    typer.echo(run.path)
+    console.result(run.path)
 
 
 def _refuse_with_resume(context: typer.Context, given: dict[str, Any]) -> None:
-    """A run is continued with its own settings: nothing typed beside it may be ignored."""
-    others = [option_name(name) for name in given]
+    """A run is continued with its own settings: nothing typed beside it may be ignored.
+
+    But for those of the machine, which may be another one now.
+    """
+    others = [option_name(name) for name in given if name not in MACHINE_SETTINGS]
     own = {
         "data": "DATA",
         "preset": "--preset",

@@ -100,9 +100,9 @@ def tune(
     command = shlex.join(train_command(result.config))
     if json_output:
         content = result.to_dict() | {"command": command}
-        typer.echo(readable_json(content, indent=2))
+        console.result(readable_json(content, indent=2))
     else:
-        typer.echo("\n".join([*tune_lines(result), "", command]))
+        console.result("\n".join([*tune_lines(result), "", command]))
 
 
 def tune_lines(result: TuneResult) -> list[str]:

@@ -40,18 +40,25 @@ class ImageCache:
     Two files: `.pixels` grows by whole images, appended by any process; `.index` has one ENTRY
     per row. An entry that does not match its pixels (torn write, full disk) counts as missing.
     Mode "disk" keeps them in `folder`, where the next run finds them again. Mode "ram" keeps them
-    in shared memory until the program ends. On Linux these files have no name there, so the
-    kernel frees them even if the program is killed.
+    in shared memory until the program ends, up to `most` bytes of pixels. On Linux these files have
+    no name there, so the kernel frees them even if the program is killed.
     """
 
     def __init__(
-        self, manifest: Manifest, load_size: int, mode: str, folder: Path | None = None
+        self,
+        manifest: Manifest,
+        load_size: int,
+        mode: str,
+        folder: Path | None = None,
+        *,
+        most: int | None = None,
     ) -> None:
         self.load_size = load_size
         self._manifest = manifest
         self._files: tuple[int, io.FileIO, np.ndarray] | None = None  # process id, pixels, entries
         self._map: mmap.mmap | None = None
         self._in_memory = mode == "ram"
+        self._most = most
         self._owned: weakref.finalize[Any, Any] | None = None
         if mode == "ram":
             place = RAM_FOLDER if os.access(RAM_FOLDER, os.W_OK) else None
@@ -88,7 +95,7 @@ class ImageCache:
             path = self._manifest.file(row)
             before = _stamp(path)
             image = read_image(path, self.load_size)
-            end = _append(pixels, image)
+            end = _append(pixels, image, self._most)
             if end is not None:
                 entries[row] = (end, *image.shape[:2], zlib.crc32(image.data), *before)
         return image
@@ -137,8 +144,10 @@ def _stored(pixels: io.FileIO, entry: np.void) -> np.ndarray | None:
     return image
 
 
-def _append(pixels: io.FileIO, image: np.ndarray) -> int | None:
-    """Append an image and return where it ends; None where the disk has no room for it."""
+def _append(pixels: io.FileIO, image: np.ndarray, most: int | None) -> int | None:
+    """Append an image and return where it ends; None where there is no room for it."""
+    if most is not None and pixels.seek(0, os.SEEK_END) + image.nbytes > most:
+        return None
     disk = shutil.disk_usage(pixels.name)
     if disk.free - image.nbytes < min(RESERVE, disk.total // 4):
         return None

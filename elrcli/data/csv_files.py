@@ -250,6 +250,8 @@ def _near_file(base: str, path: str) -> str:
     """Return a hint at a file whose name only looks different to the computer, or nothing."""
     if os.path.exists(f"{base}/{path.replace(chr(92), '/')}"):
         return " Write paths with forward slashes."
+    if os.path.exists(f"{base}/{path.strip()}"):
+        return " Remove the blanks around the path."
     folder, _, name = path.rpartition("/")
     try:
         for other in os.listdir(os.path.join(base, folder)):

@@ -55,9 +55,17 @@ def left_out(data: Path) -> list[str]:
             lines.append(f"{legible(top)}: images in no class folder, left out: {loose}")
     for name in _subfolders(root) if splits else ():
         place = os.path.join(root, name)
-        if name not in splits and any(image_paths(place)):
+        if name not in splits and _holds_images(place):
             lines.append(f"{legible(place)}: left out, because the folders beside it are splits")
     return lines
+
+
+def _holds_images(folder: str) -> bool:
+    """Tell whether images are found below a folder; not where it cannot be searched."""
+    try:
+        return any(image_paths(folder))
+    except DataError:  # as `lost+found` on a disk
+        return False
 
 
 def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
@@ -67,6 +75,12 @@ def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
     found = [(name, SPLIT_CODES[name.lower()]) for name in split_names]
     codes = [code for _, code in found]
     if 0 not in codes:
+        is_all = 0 < len(found) == len(subfolders)
+        if is_all and all(_holds_classes(folder / name) for name in split_names):
+            raise DataError(
+                f"{folder}: holds {legible(' and '.join(split_names))}, but no train. Name one of"
+                " them, or add train."
+            )
         return []
     if len(found) < 2 and len(subfolders) > 1:
         _refuse_doubtful_split(folder, split_names[0], subfolders)
@@ -82,13 +96,19 @@ def _split_folders(root: str, folder: Path) -> list[tuple[str, int]]:
 def _refuse_doubtful_split(folder: Path, name: str, subfolders: list[str]) -> None:
     """Raise DataError if a folder named as a split, beside others, holds only class folders."""
     inside = folder / name
-    if len(_subfolders(str(inside))) < 2 or any(is_image_name(n) for n in os.listdir(inside)):
+    if not _holds_classes(inside):
         return  # images of a class that is called so
     others = legible(", ".join(other for other in subfolders if other != name))
     raise DataError(
         f"{inside}: holds class folders, but beside it are others than val and test ({others})."
         f" Train on {inside}, or, if '{name}' is a class, rename it."
     )
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Tell a split from a class by what is inside: folders, and no image beside them."""
+    is_empty = len(_subfolders(str(folder))) < 2
+    return not is_empty and not any(is_image_name(name) for name in os.listdir(folder))
 
 
 def _subfolders(folder: str) -> list[str]:

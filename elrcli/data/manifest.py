@@ -179,8 +179,9 @@ def draw_validation(manifest: Manifest, fraction: float, seed: int) -> Manifest:
     counts = np.bincount(manifest.labels[train], minlength=manifest.num_classes)
     taken = _apportion(counts, fraction, seed)
     splits = manifest.splits.copy()
-    for label, count in enumerate(taken):
-        rows = train[manifest.labels[train] == label]
+    by_class = train[np.argsort(manifest.labels[train], kind="stable")]
+    ends = np.cumsum(counts)[:-1]
+    for label, (rows, count) in enumerate(zip(np.split(by_class, ends), taken, strict=True)):
         drawn = np.random.default_rng([seed, label]).permutation(rows)[:count]
         splits[drawn] = SPLIT_CODES["val"]
     return replace(manifest, splits=splits)

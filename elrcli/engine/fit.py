@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -115,24 +116,31 @@ def fit(
 
 @joined()
 def resume(
-    run_path: Path, *, for_audit: bool = True, observer: Observer | None = None
+    run_path: Path,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    for_audit: bool = True,
+    observer: Observer | None = None,
 ) -> RunFolder:
     """Continue a run from its last checkpoint, with as many processes as there are now.
 
     With as many as before it goes on in the middle of an epoch, otherwise from an epoch's end. A
-    finished run is returned as it is. `for_audit` as for `fit`.
+    finished run is returned as it is. `changes` are other settings of the machine, for this time.
+    `for_audit` as for `fit`.
     """
     run = RunFolder.open(run_path)
     group = current_group()
     run.config()  # settings that cannot be read are named before anything is locked
     with run.locked() if group.is_first else nullcontext():
-        return _go_on(run, group, observer or Observer(), for_audit)
+        return _go_on(run, group, changes, observer or Observer(), for_audit)
 
 
-def _go_on(run: RunFolder, group: Group, observer: Observer, for_audit: bool) -> RunFolder:
+def _go_on(
+    run: RunFolder, group: Group, changes: Mapping[str, Any], observer: Observer, for_audit: bool
+) -> RunFolder:
     if group.is_first:
         run.remove_leftovers()
-    config = run.train_config()
+    config = run.train_config().replace(**changes)
     if open_settings(config):
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
     manifest = run.manifest()

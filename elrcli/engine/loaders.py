@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from elrcli.config import TrainConfig
-from elrcli.data.cache import ImageCache
+from elrcli.data.cache import RESERVE, ImageCache
 from elrcli.data.loader import RowLoader
 from elrcli.data.manifest import Manifest
 from elrcli.data.shares import Share
 from elrcli.data.transforms import Transform, eval_transform, train_transform
+from elrcli.engine.memory import free_memory
 
 
 class Loaders:
@@ -75,6 +77,13 @@ class Loaders:
     def _cache(self, load_size: int) -> ImageCache | None:
         mode = self._config.cache
         if mode != "none" and load_size not in self._caches:
-            cache = ImageCache(self._manifest, load_size, mode, self._cache_folder)
+            most = _most_in_memory() if mode == "ram" else None
+            cache = ImageCache(self._manifest, load_size, mode, self._cache_folder, most=most)
             self._caches[load_size] = cache
         return self._caches.get(load_size)
+
+
+def _most_in_memory() -> int:
+    """Return how many bytes a cache may take: /dev/shm may be larger than what is free."""
+    free = free_memory(torch.device("cpu"))
+    return free - min(RESERVE, free // 4)

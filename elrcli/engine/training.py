@@ -173,6 +173,7 @@ class Training:
             no_features = self.group.from_first(lambda: not self.run.features_file.is_file())
             if for_audit and no_features:
                 self._look_at_all_images(observer, stop)
+            stop.raise_if_received(self.remedy)
         if len(self.unreadable) > 0:
             observer.note(
                 f"{len(self.unreadable)} images could not be read and were left out:"
@@ -233,8 +234,8 @@ class Training:
             also = f", even at {self.learner.peak_lr:g}" if self.learner.halvings else ""
             retry = "" if self.learner.halvings else " or --on-nan retry"
             raise Diverged(
-                f"{error}{also}. Lower --lr, or add --clip-grad 1{retry}; the state before this "
-                "epoch is saved."
+                f"{error}{also}. Train again with a lower --lr, --clip-grad 1{retry}."
+                " The state before the epoch is saved."
             ) from error
         halvings = self.learner.halvings + 1
         self.writer.finish()
@@ -467,6 +468,7 @@ class Training:
         for look in look_at_images(network, loader, self.runtime, self.preprocessing):
             own.keep(look, share.places(look.batch.index).numpy())
             done += self._count(look.batch)
+            self.unreadable.add(look.batch.unreadable)
             observer.progress("features", min(done, total), total)
             self._end_if_told(stop)
         vectors, thumbnails = (

@@ -14,14 +14,16 @@ import hashlib
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from elrcli.config import TrainConfig, plain_name, read_json_object
+from elrcli.config import MACHINE_SETTINGS, TrainConfig, plain_name, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import automatic_lr
@@ -32,7 +34,7 @@ from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
 from elrcli.models import create_network, has_batch_norm
-from elrcli.run import RunFolder, csv_text, json_text, new_path, write_text
+from elrcli.run import LOCK, RunFolder, csv_text, json_text, locked_folder, new_path, write_text
 
 LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
 LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate
@@ -41,8 +43,6 @@ SHORT, LONG = 1 / 8, 1 / 2  # of the epochs: the runs for the rate, and the leas
 ENOUGH, LARGEST_SHARE = 500, 0.3  # validation images, and the most that are taken of few
 MIN_EPOCHS = 2  # one epoch has no targets to speak of
 HIT, MISS, UNREADABLE = "1", "0", "-"  # marks of validation images in a file of a run
-# A search may go on with others.
-MACHINE_SETTINGS = ("cache", "device", "workers", "compile", "checkpoint_minutes", "table_device")
 
 
 class Candidate(NamedTuple):
@@ -163,11 +163,29 @@ def tune(
     if lrs is None:
         lrs = [float(f"{factor * automatic:.3g}") for factor in LR_FACTORS]
     grid = _grid(config, lambdas, betas, lrs)
-    search = _Search.begun(config, grid, out, overwrite, observer)
+    with ExitStack() as held:
+        search = _Search.begun(config, grid, out, overwrite, observer, held)
+        try:
+            return _run(search, config, grid, default)
+        except KeyboardInterrupt:  # between two trials
+            raise Interrupted("stopped by SIGINT.", signal.SIGINT).continued_with(
+                search.command
+            ) from None
+
+
+def _run(
+    search: _Search,
+    config: TrainConfig,
+    grid: Mapping[str, Sequence[float]],
+    default: Candidate,
+) -> TuneResult:
+    """Take the steps of a search for `config`, each from the pick of the one before."""
     sizes = {name: len(values) for name, values in grid.items()}
     short, long, planned = plan_epochs(sizes, config.epochs)
     whole = planned / config.epochs
-    observer.note(f"{search.folder}: {planned} epochs in all, like {whole:.1f} whole trainings")
+    search.observer.note(
+        f"{search.folder}: {planned} epochs in all, like {whole:.1f} whole trainings"
+    )
     pick = Candidate(**{name: _nearest(name, grid[name], default) for name in grid})
     choices: dict[tuple[str, ...], Choice] = {}
     for step in _steps(grid, short, long):
@@ -296,13 +314,16 @@ def _description(
     }
 
 
-def _claim(folder: Path, description: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the folder of a search, or take up the one that is there."""
+def _claim(
+    folder: Path, description: Mapping[str, Any], held: ExitStack, *, overwrite: bool
+) -> None:
+    """Make the folder of a search, or take up the one that is there; locked while `held`."""
     file = folder / "tune.json"
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file. Choose another --out.")
-    temporary = f".{file.name}."  # of a process that was killed while it wrote
-    if folder.is_dir() and any(not path.name.startswith(temporary) for path in folder.iterdir()):
+    held.enter_context(locked_folder(folder))
+    begun = (LOCK, f".{file.name}.")  # what a process leaves that was killed while it wrote
+    if any(not path.name.startswith(begun) for path in folder.iterdir()):
         try:
             found = read_json_object(file) if file.is_file() else {}
         except ConfigError as error:
@@ -344,8 +365,12 @@ class _Search:
         out: Path | None,
         overwrite: bool,
         observer: Observer,
+        held: ExitStack,
     ) -> _Search:
-        """Draw the validation rows, and make the folder or take up the search in it."""
+        """Draw the validation rows, and make the folder or take up the search in it.
+
+        No other search works in the folder until `held` is closed.
+        """
         samples = load_samples(config.replace(val_fraction=0.0))
         fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
         manifest = draw_validation(samples, fraction, config.seed)
@@ -357,8 +382,13 @@ class _Search:
         group = current_group()
         folder = out or group.from_first(lambda: new_path(config.data, "tune"))
         description = _description(config, grid, manifest)
-        group.from_first(lambda: _claim(folder, description, overwrite=overwrite))
+        group.from_first(lambda: _claim(folder, description, held, overwrite=overwrite))
         return cls(config, manifest, folder, observer)
+
+    @property
+    def command(self) -> str:
+        """How a search that was stopped goes on, in words."""
+        return f"the same command, --out {self.folder}"
 
     def compare(self, candidates: Sequence[Candidate], step: Step) -> dict[Candidate, np.ndarray]:
         """Train the candidates of a step and return which validation labels each predicts.
@@ -402,7 +432,7 @@ class _Search:
                     settings = shortened(self.config, epochs).replace(**candidate._asdict())
                     fit(settings, run.path, observer=watcher, for_audit=False)
             except Interrupted as error:
-                raise error.continued_with(f"the same command, --out {self.folder}") from None
+                raise error.continued_with(self.command) from None
             except Diverged as error:
                 if group.processes > 1:  # the others may not know of it
                     raise

@@ -74,6 +74,18 @@ def test_a_network_that_has_learned_nothing_is_no_judge(right, says_poor):
         assert "always saying 'cat' would predict 50%" in found[0]
 
 
+@pytest.mark.parametrize(("right", "says_poor"), [(100, False), (99, False), (98, True)])
+def test_a_rare_class_that_is_found_is_no_luck(right, says_poor):
+    """Two of 100 held-out labels are dogs: no share of right ones is far above 98%."""
+    samples = np.arange(400)
+    labels = (samples % 50 == 0).astype(np.int32)
+    missed = np.flatnonzero(labels[:100])[: 100 - right]
+    predicted = labels.copy()
+    predicted[missed] = 0
+    evidence = Evidence(samples, labels, samples < 100, sure_of(predicted.tolist()))
+    assert len(cautions(evidence, ("cat", "dog"))) == says_poor
+
+
 def test_every_sample_judged_apart_leaves_no_doubt_of_that_kind():
     evidence, _ = make_evidence(0.2, held_out=0.0)
     judged = Evidence(

@@ -123,6 +123,14 @@ def test_neighbourhoods_of_almost_nothing(samples, expected):
     assert neighbourhoods(cloud(samples), classes=2).tolist() == expected
 
 
+def test_a_sample_without_features_is_alone():
+    space = cloud(80)
+    space.vectors[[3, 7]] = 0.0
+    found = neighbourhoods(space, classes=4)
+    assert (found[[3, 7]] == [[3], [7]]).all()
+    assert (found[:3] != np.arange(3)[:, None]).all()
+
+
 def test_many_samples_look_among_a_random_part(monkeypatch):
     monkeypatch.setattr(neighbours, "PAIRS", 320)  # 40 samples x 8 candidates
     space = cloud(40)

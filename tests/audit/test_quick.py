@@ -267,6 +267,14 @@ def test_an_unfinished_run_goes_on(finished, out):
         run_for_audit(finished / "photos", TINY | {"device": "cuda"}, out)
 
 
+def test_what_a_kill_left_before_the_first_checkpoint_is_trained_anew(finished, out):
+    for path in (out / "run/model.safetensors", *(out / "run/checkpoint").iterdir()):
+        path.unlink()
+    run = run_for_audit(finished / "photos", TINY, out, observer=(watcher := Watcher()))
+    assert watcher.plans[0].first_epoch == 0
+    assert run.model_file.is_file()
+
+
 def test_other_settings_are_refused(finished, out):
     message = r"run: holds a run with other settings \(epochs 2, not 3\)\. Add --overwrite, or "
     with pytest.raises(RunError, match=message):

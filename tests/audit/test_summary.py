@@ -35,3 +35,9 @@ def test_a_class_without_samples_has_no_rate():
     joint = np.pad(joint_counts(LABELS, POSTERIOR), (0, 1))
     summary = summarise(LABELS, joint, LABELS > 5, ("a", "b", "c"))
     assert summary["per_class"][2]["estimated_error_rate"] is None
+
+
+def test_less_than_half_a_sample_says_nothing_of_a_class():
+    joint = np.array([[9.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.2, 0.2, 0.0]])
+    matrix = summarise(LABELS, joint, LABELS > 5, ("a", "b", "c"))["noise_matrix"]
+    assert matrix == [[0.9, 0.1, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]

@@ -154,6 +154,9 @@ def program(command: str, **environment: str) -> subprocess.CompletedProcess[byt
         "import sys, typer\nfrom elrcli.cli import app\n"
         "def show(text: str) -> None:\n"
         "    typer.echo(text if text != '-' else sys.stdin.read())\n"
+        "def hand_over() -> None:\n"
+        "    from elrcli.cli import console\n"
+        "    console.result('text')\n    raise typer.Exit(5)\n"
         "def fail() -> None:\n"
         "    sys.stdout.write('text')\n    raise typer.Exit(5)\n"
         "def talk() -> None:\n"
@@ -163,7 +166,8 @@ def program(command: str, **environment: str) -> subprocess.CompletedProcess[byt
         "    import os, pathlib\n    from elrcli.run import atomic_path\n"
         "    with atomic_path(pathlib.Path(path)):\n        os.kill(os.getpid(), 15)\n"
         "def load(folder: str) -> None:\n    sys.path.append(folder)\n    import stopped\n"
-        "for command in (show, fail, talk, stop, load):\n    app.app.command()(command)\n"
+        "for command in (show, hand_over, fail, talk, stop, load):\n"
+        "    app.app.command()(command)\n"
         "sys.argv[0] = 'elr'\napp.main()"
     )
     environment |= {"ELR": f"{sys.executable}", "CODE": code, "NO_COLOR": "1"}
@@ -186,9 +190,11 @@ def test_a_full_disk_is_one_line(unbuffered):
     )
 
 
-def test_a_reader_that_leaves_changes_no_exit_code():
-    line = "(sleep 0.2; elr fail) | true; exit ${PIPESTATUS[0]}"
-    assert program(line).returncode == 5
+@pytest.mark.parametrize("command", ["fail", "hand-over"])
+def test_a_reader_that_leaves_changes_no_exit_code(command):
+    line = f"(sleep 0.2; elr {command}) | true; exit ${{PIPESTATUS[0]}}"
+    done = program(line)
+    assert (done.returncode, done.stderr) == (5, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

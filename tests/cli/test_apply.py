@@ -169,7 +169,8 @@ def test_given_splits_are_kept(elr, tmp_path, monkeypatch):
     [
         ([], "nothing to apply. Name a decisions.csv, or give --accept-above."),
         (["decisions.csv"], "no place to write to. Give --out, or --dry-run to look first."),
-        (["decisions.csv", "-o", "a.csv", "--mode", "copy"], "a CSV file does not use --mode."),
+        (["decisions.csv", "-o", "a.csv", "--mode", "copy"], "--mode: only an --out that is a"),
+        (["decisions.csv", "--dry-run", "--mode", "copy"], "--mode: only an --out that is a"),
     ],
 )
 def test_what_is_missing_or_would_be_ignored_is_named(elr, run, typed, message):

@@ -128,7 +128,7 @@ def test_the_gate(elr, run):
     assert outcome == (
         3,
         "",
-        "error: 10.1% of the labels are estimated to be wrong, more than 5.0%.\n",
+        "error: 10.1% of the labels are estimated to be wrong, more than --fail-above 0.05.\n",
     )
 
 
@@ -162,7 +162,7 @@ def test_images_of_the_report(elr, run):
     assert elr("audit", run, "--report-images", 9).code == 0
     assert CALLS[-1]["report_images"] == 9
     outcome = elr("audit", run, "--report-images", 9, "--no-report")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert outcome.err.startswith("error: --report-images: there is no page with --no-report.")
 
 

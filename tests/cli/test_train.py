@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from elrcli import api
 from elrcli.cli.app import app
 from elrcli.cli.train import closing_lines
 from elrcli.config import TrainConfig
@@ -230,6 +231,19 @@ def test_resume_takes_no_other_setting(elr, others):
     outcome = elr("train", "--resume", "runs/a", *others)
     assert outcome.code == 2
     assert "continued with its own settings" in outcome.err
+
+
+def test_resume_takes_settings_of_the_machine(elr, tmp_path, monkeypatch):
+    calls = []
+
+    def resume(run, *, observer, **settings):
+        calls.append((run, settings))
+        return RunFolder(tmp_path)
+
+    monkeypatch.setattr(api, "resume", resume)
+    options = ("--workers", "0", "--device", "auto", "--cache", "none")
+    assert elr("train", "--resume", "runs/a", *options, "--quiet").code == 0
+    assert calls == [(Path("runs/a"), {"workers": 0, "device": "auto", "cache": "none"})]
 
 
 def test_what_is_typed_reaches_the_engine(elr, tmp_path, monkeypatch):

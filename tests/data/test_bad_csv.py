@@ -150,6 +150,12 @@ def test_paths_that_leave_the_root_are_refused(data, path):
     assert f"2: '{path}' lies outside {data}. Set --root." in problem_of(write(data, text))
 
 
+def test_blanks_around_a_path_are_explained(data):
+    assert "Remove the blanks around the path." in problem_of(
+        write(data, "label, path\nx, a.png\ny, b.png\n").with_suffix(".csv")
+    )
+
+
 def test_windows_paths_are_explained(data):
     assert "Write paths with forward slashes." in problem_of(
         write(data, "path,label\nsub\\c.png,x\na.png,y\n")

@@ -109,6 +109,14 @@ def test_a_full_disk_means_no_cache_and_no_failure(manifest, reads, tmp_path, mo
     assert len(reads) == 2
 
 
+def test_the_memory_cache_ends_where_it_was_told(manifest, reads):
+    image = read_image(manifest.file(0), 8)
+    cache = ImageCache(manifest, 8, "ram", most=2 * image.nbytes)
+    for row in (0, 1, 2, 0, 1, 2):
+        np.testing.assert_array_equal(cache.read(row), read_image(manifest.file(row), 8))
+    assert reads == [manifest.file(row) for row in (0, 1, 2, 2)]
+
+
 def test_unreadable_images_are_tried_again(manifest, tmp_path):
     cache = make(manifest, "disk", tmp_path / "cache")
     content = manifest.file(0).read_bytes()

@@ -128,6 +128,24 @@ def test_without_train_the_names_of_splits_are_classes(tmp_path):
     assert load_data(tmp_path).classes == ("test", "val")
 
 
+def test_other_splits_without_train_are_no_classes(tmp_path):
+    touch(tmp_path, "val/a/1.png", "val/b/2.png", "test/a/3.png", "test/b/4.png")
+    assert f"{tmp_path}: holds test and val, but no train. Name one of" in error_of(tmp_path)
+
+
+def test_what_cannot_be_listed_is_left_out_without_a_word(tmp_path, monkeypatch):
+    touch(tmp_path, "train/a/1.png", "val/a/1.png", "lost+found/b/2.png")
+    scandir = os.scandir
+
+    def closed(folder: str):
+        if folder == f"{tmp_path}/lost+found":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert left_out(tmp_path) == []
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path):
     touch(tmp_path, "train/a/1.png", "val/a/1.png", "valid/b/1.png")
     assert "more than one folder for the same split (train, val, valid)" in error_of(tmp_path)

@@ -796,7 +796,7 @@ def test_elr_plus_without_mixup_and_averages(train):
 
 
 def test_a_loss_that_is_no_number_names_the_way_out(train, tmp_path):
-    with pytest.raises(TrainingError, match="Lower --lr, or add --clip-grad 1"):
+    with pytest.raises(TrainingError, match="Train again with a lower --lr, --clip-grad 1"):
         train(lr=1e30, warmup=0.0)
     run = RunFolder.open(tmp_path / "run")
     state = load_checkpoint(run.checkpoint_folder)
@@ -828,8 +828,8 @@ def test_predictions_that_are_no_numbers_end_the_run(train, tmp_path, monkeypatc
         train()
     assert re.fullmatch(
         r"the prediction is no finite number in epoch 1, batch 1 \(\w+/\d+\.png, \w+/\d+\.png\)\."
-        r" Lower --lr, or add --clip-grad 1 or --on-nan retry; the state before this epoch is"
-        r" saved\.",
+        r" Train again with a lower --lr, --clip-grad 1 or --on-nan retry\. The state before the"
+        r" epoch is saved\.",
         str(caught.value),
     )
     assert load_checkpoint(tmp_path / "run" / "checkpoint")["epoch"] == 0

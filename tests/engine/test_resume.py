@@ -217,8 +217,9 @@ def test_a_bad_batch_is_named_and_makes_no_step(train, tmp_path, monkeypatch):
     with pytest.raises(TrainingError) as caught:
         train(batch_size=4)
     assert re.fullmatch(
-        r"the loss is no finite number in epoch 2, batch 3 \(\w+/\d+\.png, [^)]+\)\. Lower --lr, or"
-        r" add --clip-grad 1 or --on-nan retry; the state before this epoch is saved\.",
+        r"the loss is no finite number in epoch 2, batch 3 \(\w+/\d+\.png, [^)]+\)\. Train"
+        r" again with a lower --lr, --clip-grad 1 or --on-nan retry\. The state before the epoch is"
+        r" saved\.",
         str(caught.value),
     )
     assert seen[8].equal(seen[7])  # 6 batches an epoch: this is the third step of the second
@@ -255,7 +256,7 @@ def test_a_retried_run_resumes_as_it_would_have_gone_on(train, tmp_path, monkeyp
 def test_after_three_halvings_the_run_ends(train, monkeypatch):
     bad_at(monkeypatch, 0, {0}, times=9)
     with pytest.raises(
-        TrainingError, match=r"even at 0\.00125\. Lower --lr, or add --clip-grad 1;"
+        TrainingError, match=r"even at 0\.00125\. Train again with a lower --lr, --clip-grad 1\."
     ):
         train(on_nan="retry", lr=0.01)
 

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -357,6 +359,34 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_trained(config, tm
     (killed / "checkpoint").mkdir(exist_ok=True)  # without a file in it
     tune(config, tmp_path / "t", **GRID)
     assert len(trained) == 6
+
+
+def test_a_second_search_in_the_folder_is_refused(config, tmp_path, trained):
+    script = (
+        "from pathlib import Path\nfrom elrcli.run import locked_folder\n"
+        f"with locked_folder(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f"is being trained by process {other.pid} on"):
+            tune(config, tmp_path, overwrite=True, **GRID)
+        other.communicate("\n")
+    assert trained == []
+    tune(config, tmp_path, **GRID)
+
+
+def test_ctrl_c_between_two_runs_says_how_to_go_on(config, tmp_path, trained, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "_agreement", interrupted)
+    with pytest.raises(Interrupted, match="stopped by SIGINT") as caught:
+        tune(config, tmp_path / "t", **GRID)
+    assert str(caught.value).endswith(f"Continue with: the same command, --out {tmp_path}/t")
+    assert caught.value.exit_code == 130
 
 
 @pytest.mark.parametrize(("device", "goes_on"), [("cpu", True), ("cuda:9", False)])
