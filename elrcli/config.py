@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import stat
 import tomllib
 import types
@@ -33,6 +34,7 @@ DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
 
 AUTO = "auto"  # of --batch-size: as many images as fit
 LARGEST_FILE = 64 * 1024**2  # bytes of a TOML or JSON file: a million class names fit
+NUMBERS = re.compile(r"\[\n([^][{}\"]*)\]")  # a list of nothing else over several lines
 
 
 def setting(
@@ -436,8 +438,12 @@ def check_names(values: Mapping[str, Any], source: str) -> None:
 
 
 def readable_json(content: Any, indent: int | None = None) -> str:
-    """Return JSON whose letters are not escaped, but bytes of a file name that are not UTF-8."""
+    """Return JSON whose letters are not escaped, but bytes of a file name that are not UTF-8.
+
+    With `indent`, numbers of one list stay on one line: a matrix has as many lines as rows.
+    """
     text = json.dumps(content, indent=indent, ensure_ascii=False)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     return text.encode("utf-8", "backslashreplace").decode()  # as \udcff, which JSON has too
 
 

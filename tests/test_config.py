@@ -15,6 +15,7 @@ from elrcli.config import (
     option_name,
     read_json_object,
     read_toml,
+    readable_json,
     setting_types,
 )
 from elrcli.errors import ConfigError
@@ -319,3 +320,11 @@ def test_bad_json_is_refused(tmp_path, content):
     file.write_text(content)
     with pytest.raises(ConfigError, match=r"c\.json: (not valid JSON|expected one JSON object)"):
         read_json_object(file)
+
+
+def test_numbers_of_a_list_stay_on_one_line():
+    content = {"rows": [[1, 2.5], [None, -1e-7]], "names": ["a [\n", "b"], "none": []}
+    text = readable_json(content, indent=2)
+    assert json.loads(text) == content
+    assert "    [1, 2.5],\n    [null, -1e-07]\n" in text
+    assert len(text.splitlines()) == 11

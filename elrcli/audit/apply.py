@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def unseen(self) -> int:
-        """How many of the images nobody finds who looks for images in a folder, by their names."""
+        """How many of the images a scan of the folder would skip, by their names."""
         names = (self.manifest.paths[int(row)].rpartition("/")[2] for row in self.rows)
         return sum(name.startswith(".") or not is_image_name(name) for name in names)
 

@@ -95,7 +95,8 @@ def audit_run(
     else:
         evidence, unreadable, features = predicted_evidence(run_path, manifest, device, observer)
         epochs = settings.epochs
-    evidence, ranking = _rank(evidence, features, manifest, threshold, report_images, observer)
+    suspects = report_images if report else 0
+    evidence, ranking = _rank(evidence, features, manifest, threshold, suspects, observer)
     result = ranking.result
     summary = full_summary(result, ranking, manifest, threshold) | {
         "cautions": cautions(evidence, manifest.classes),
@@ -116,9 +117,7 @@ def audit_run(
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
     result = replace(result, summary=summary, folder=folder)
     if group.is_first:
-        _write_files(
-            result, folder, manifest, run, format, report_images if report else 0, observer
-        )
+        _write_files(result, folder, manifest, run, format, suspects, observer)
     return result
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 PAIRS = 20
+MOST_CLASSES = 1000  # of a matrix that a file holds and a person can look at
 
 
 def summarise(
@@ -14,7 +15,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Return per-class rates, noise matrix and confused pairs.
 
-    The matrix holds P(given class | true class); zeros for a class to which nothing belongs.
+    The matrix holds P(given class | true class); zeros for a class to which nothing belongs. With
+    more than MOST_CLASSES it is None.
     labels [M] given, joint [K, K] expected samples per (true, given) class, flagged [M] bool.
     """
     given = joint.sum(axis=0)
@@ -32,9 +34,10 @@ def summarise(
         }
         for label, name in enumerate(classes)
     ]
+    is_small = len(classes) <= MOST_CLASSES
     return {
         "per_class": per_class,
-        "noise_matrix": [[round(float(cell), 6) for cell in row] for row in matrix],
+        "noise_matrix": matrix.round(6).tolist() if is_small else None,
         "most_confused": confused_pairs(joint, classes),
     }
 

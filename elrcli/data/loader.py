@@ -179,7 +179,7 @@ class _BatchOrder(Sampler[Request]):
             if self._balanced:
                 order = order[_equally_many(self._labels[order])]
             rows = rows[order]
-        if self._share is not None:
+        if self._share is not None and self._share.processes > 1:
             rows = rows[np.isin(rows, self._share.rows)]
         # Near-equal batches: no stray last batch of one, which BatchNorm cannot train on.
         for batch in np.array_split(rows, self._num_batches)[self.start_batch :]:

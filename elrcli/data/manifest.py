@@ -126,7 +126,7 @@ def load_data(
         order = rows.order()
     else:
         root = reading.root or data.parent
-        known = None if classes is None else frozenset(classes)
+        known = None if classes is None else dict.fromkeys(classes)
         rows, order = read_csv(data, root, reading, truth_column, known, check_files)
     manifest = _build(Path(os.path.abspath(root)), rows, order, classes, data)
     if manifest.num_classes < 2 and classes is None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from elrcli.audit import summary as module
 from elrcli.audit.summary import confused_pairs, joint_counts, summarise
 
 LABELS = np.array([0, 0, 1, 1])
@@ -41,3 +42,10 @@ def test_less_than_half_a_sample_says_nothing_of_a_class():
     joint = np.array([[9.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.2, 0.2, 0.0]])
     matrix = summarise(LABELS, joint, LABELS > 5, ("a", "b", "c"))["noise_matrix"]
     assert matrix == [[0.9, 0.1, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_matrix_of_many_classes_is_left_out(monkeypatch):
+    monkeypatch.setattr(module, "MOST_CLASSES", 1)
+    summary = summarise(LABELS, joint_counts(LABELS, POSTERIOR), LABELS > 5, ("cat", "dog"))
+    assert summary["noise_matrix"] is None
+    assert summary["most_confused"]
