@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from elrcli.cli.tune import train_command
-from elrcli.config import TrainConfig
+from elrcli.config import TrainConfig, readable_json
 from elrcli.engine.tune import Candidate, Choice, Trial, TuneResult
 from elrcli.errors import Interrupted
 
@@ -181,7 +181,7 @@ def test_an_option_reaches_the_trainings_and_the_command(elr, option, value, fie
     config = CALLS[-1]["config"]
     assert config == TrainConfig(data=Path("data"), **{field: expected})
     assert elr(*json.loads(outcome.out)["command"].split()[1:], "--show-config").out == (
-        json.dumps(config.replace(lam=3.0, beta=0.7, lr=0.001).to_dict(), indent=2) + "\n"
+        readable_json(config.replace(lam=3.0, beta=0.7, lr=0.001).to_dict(), indent=2) + "\n"
     )
 
 
@@ -201,7 +201,7 @@ def test_an_option_of_a_schedule_reaches_the_trainings(
     config = CALLS[-1]["config"]
     assert config == TrainConfig(data=Path("data"), schedule=schedule, **{field: expected})
     assert elr(*json.loads(outcome.out)["command"].split()[1:], "--show-config").out == (
-        json.dumps(config.replace(lam=3.0, beta=0.7, lr=0.001).to_dict(), indent=2) + "\n"
+        readable_json(config.replace(lam=3.0, beta=0.7, lr=0.001).to_dict(), indent=2) + "\n"
     )
 
 
