@@ -60,13 +60,15 @@ LOWEST = 1e-12  # probability that a logit margin is cut at
 
 
 class PeerRecord(SampleRecord):
-    """Keeps what the peers rank by, too: margins of the logits, and the last predictions."""
+    """Keeps what the peers rank by, too: agreements, margins of the logits, last predictions."""
 
+    agreements: np.ndarray  # [N] predictions equal to the given label
     margins: np.ndarray  # [N] summed over the epochs
     last: np.ndarray  # [N, K]
 
     def __init__(self, num_samples: int, num_classes: int, *args: Any, **options: Any) -> None:
         super().__init__(num_samples, num_classes, *args, **options)
+        PeerRecord.agreements = np.zeros(num_samples)
         PeerRecord.margins = np.zeros(num_samples)
         PeerRecord.last = np.zeros((num_samples, num_classes), dtype=np.float32)
 
@@ -83,6 +85,7 @@ class PeerRecord(SampleRecord):
         logs = probs.clamp_min(LOWEST).log()
         given = logs.gather(1, labels[:, None])[:, 0]
         others = logs.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+        PeerRecord.agreements[index.numpy()] += (given > others).numpy()
         PeerRecord.margins[index.numpy()] += (given - others).numpy()
         PeerRecord.last[index.numpy()] = probs.numpy()
 
@@ -122,7 +125,7 @@ def train(noise: str, seed: int, kind: str, args: argparse.Namespace) -> None:
         seen=evidence.seen,
         judged=np.zeros(0) if evidence.judged is None else evidence.judged,
         targets=state["method"]["loss.targets"].numpy(),
-        agreements=record["agreements"].numpy(),
+        agreements=PeerRecord.agreements,
         losses=-record["given_prob"].float().clamp_min(LOWEST).log().mean(dim=1).numpy(),
         margins=PeerRecord.margins,
         last=PeerRecord.last,
@@ -239,7 +242,7 @@ def evidence_kinds(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "ELR target": 1 - normalised(stored["targets"])[samples, labels],
         "last prediction": 1 - stored["last"][samples, labels],
         "mean loss": stored["losses"],
-        "agreement": -stored["agreements"].astype(float),
+        "agreement": -stored["agreements"],
         "mean margin": -stored["margins"],
         "mean probability (m)": 1 - mean[samples, labels],
         "neighbours' labels": 1 - votes[samples, labels],

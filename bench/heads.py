@@ -96,7 +96,7 @@ def train_head(
         "seen": record.prob_sum.numpy(),
         "judged": np.zeros(0),
         "targets": loss_fn.targets.numpy(),
-        "agreements": record.agreements.numpy(),
+        "agreements": PeerRecord.agreements,
         "losses": -record.given_prob.float().clamp_min(1e-4).log().mean(dim=1).numpy(),
         "margins": PeerRecord.margins,
         "last": PeerRecord.last,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,13 @@ from elrcli.config import (
     Reading,
     TrainConfig,
     check_names,
-    read_json_object,
 )
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, UsageError, legible
+from elrcli.errors import ConfigError, DataError, UsageError
 from elrcli.presets import with_preset
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from elrcli.audit.apply import Plan
     from elrcli.audit.result import AuditResult
     from elrcli.data.manifest import Manifest
@@ -38,9 +34,7 @@ if TYPE_CHECKING:
 
 AnyPath = str | os.PathLike[str]
 
-NOISE_KINDS = ("symmetric", "asymmetric", "pair", "matrix", "instance")
 OTHER_TABLES = (".tsv", ".json", ".jsonl", ".parquet")  # no names for a folder of images
-FEATURE_SIDE = 16  # instance-dependent noise looks at grey pictures of this size
 
 
 def train(
@@ -264,9 +258,6 @@ def audit_labels(
     check_names(settings, "audit_labels()")
     if not Path(target).exists():  # said before torch is loaded
         raise DataError(f"{target}: no such file or folder. Name a run, or images to audit.")
-    from elrcli.audit.quick import run_for_audit
-    from elrcli.audit.run import audit_run, check_place, true_labels_of
-    from elrcli.data.manifest import load_data
     from elrcli.run import RunFolder
     from elrcli.tables import table_format
 
@@ -279,15 +270,21 @@ def audit_labels(
         raise ConfigError(f"--report-images {report_images}: must be at least 1.")
     reading = Reading(_path(root), path_column, label_column, split_column, follow_links)
     run = Path(target)
-    if RunFolder(run).is_run():
+    trains = not RunFolder(run).is_run()
+    if trains and data is not None:
+        raise UsageError(f"{run}: is no run, so it cannot rank the labels of {data}.")
+    if not trains:
         refused = [*settings, *(["overwrite"] if overwrite else [])]
         unused = {} if data is not None else asdict(reading) | {"device": device}
         refused += [name for name, value in unused.items() if value != getattr(TrainConfig, name)]
         if refused:
-            raise ConfigError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
-    else:
-        if data is not None:
-            raise ConfigError(f"{run}: is no run, so it cannot rank the labels of {data}.")
+            raise UsageError(f"{run}: is trained already. Leave out {', '.join(refused)}.")
+
+    from elrcli.audit.quick import run_for_audit
+    from elrcli.audit.run import audit_run, check_place, true_labels_of
+    from elrcli.data.manifest import load_data
+
+    if trains:
         if out is not None:
             check_place(Path(out))
         if truth is None:
@@ -334,12 +331,14 @@ def apply_decisions(
     error. `dry_run` writes nothing and needs no `out`.
     """
     from elrcli.audit.apply import (
+        MODES,
         check_csv,
         check_folder,
         plan_corrections,
         write_csv,
         write_folder,
     )
+    from elrcli.audit.reviewed import check_own_audit, check_removed, data_by_now, run_and_audit
 
     if decisions is None and accept_above is None:
         raise UsageError("nothing to apply. Name a decisions.csv, or give --accept-above.")
@@ -349,27 +348,29 @@ def apply_decisions(
     to_csv = place is not None and place.suffix.lower() == ".csv"
     if place is not None and place.suffix.lower() in OTHER_TABLES:
         raise ConfigError(f"{out}: a table is written as CSV only. End its name in .csv.")
+    if mode not in (None, *MODES):
+        raise ConfigError(f"--mode {mode}: must be one of {', '.join(MODES)}.")
     if mode is not None and (to_csv or place is None):
         raise UsageError("--mode: only an --out that is a folder uses it. Leave it out.")
-    folder, audit_folder = _run_and_audit(Path(run))
+    folder, audit_folder = run_and_audit(Path(run))
     if accept_above is not None:
-        _check_own_audit(audit_folder / "summary.json", folder.path)
+        check_own_audit(audit_folder, folder.path)
     settings = folder.train_config()
-    manifest, gone, added = _as_given(folder.manifest(), settings)
+    now = data_by_now(folder.manifest(), settings)
     plan = plan_corrections(
-        manifest,
+        now.manifest,
         _path(decisions),
         audit_csv=audit_folder / "audit.csv",
         accept_above=accept_above,
     )
-    _check_removed(plan, gone, settings.data)
-    plan = replace(plan, added=added)
+    check_removed(now, plan.rows, settings.data)
+    plan = replace(plan, added=now.added)
     if place is None:
         return plan
-    with_split = bool((manifest.splits != 0).any())
+    with_split = bool((now.manifest.splits != 0).any())
     if to_csv:
         split_column = settings.split_column if with_split else None
-        reading = replace(settings.reading, root=manifest.root, split_column=split_column)
+        reading = replace(settings.reading, root=now.manifest.root, split_column=split_column)
         if dry_run:
             check_csv(place)
         else:
@@ -381,74 +382,6 @@ def apply_decisions(
         else:
             write_folder(plan, place, mode=mode or "copy", with_split=with_split)
     return replace(plan, reading=reading)
-
-
-def _run_and_audit(place: Path) -> tuple[RunFolder, Path]:
-    """Return a run and the folder of its audit; `elr audit DATA --out` puts the run inside that."""
-    from elrcli.run import RunFolder
-
-    run, inside = RunFolder(place), RunFolder(place / "run")
-    if not run.is_run() and inside.is_run():
-        return RunFolder.open(inside.path), place
-    return RunFolder.open(place), run.audit_folder
-
-
-def _check_own_audit(summary: Path, run: Path) -> None:
-    """Raise DataError if the audit that wrote `summary` ranked other data than that of the run."""
-    if summary.is_file() and read_json_object(summary).get("applies_to_run") is False:
-        raise DataError(
-            f"{summary.parent}: ranks other data than that of the run. Do it again with:"
-            f" elr audit {shlex.quote(str(run))} --out {shlex.quote(str(summary.parent))}"
-        )
-
-
-def _as_given(manifest: Manifest, settings: TrainConfig) -> tuple[Manifest, set[int], int]:
-    """Return the manifest of a run with the splits of its data, rows that are gone, images added.
-
-    A split that was drawn is taken back. Raises DataError where labels are others than in the run.
-    """
-    import numpy as np
-
-    from elrcli.data.manifest import load_data
-    from elrcli.data.rows import SPLITS
-    from elrcli.errors import listed
-
-    is_csv = settings.data.is_file()
-    reading = replace(settings.reading, root=manifest.root if is_csv else None)
-    given = load_data(settings.data, reading, check_files=False)
-    row_of = {path: row for row, path in enumerate(given.paths)}
-    gone: set[int] = set()
-    changed = []
-    splits = np.full(len(manifest), SPLITS.index("train"), dtype=np.int8)
-    for row, path in enumerate(manifest.paths):
-        now = row_of.get(path)
-        if now is None or (is_csv and not manifest.file(row).exists()):
-            gone.add(row)
-            continue
-        splits[row] = given.splits[now]
-        names = manifest.classes[manifest.labels[row]], given.classes[given.labels[now]]
-        if names[0] != names[1]:
-            changed.append(f"'{legible(path)}': '{legible(names[0])}', now '{legible(names[1])}'")
-    if changed:
-        raise DataError(
-            f"{settings.data}: {len(changed)} labels are others than in the run. Put these back,"
-            " or train again and review that run:\n" + listed(changed)
-        )
-    added = len(set(row_of).difference(manifest.paths))
-    return replace(manifest, splits=splits), gone, added
-
-
-def _check_removed(plan: Plan, gone: set[int], data: Path) -> None:
-    """Raise DataError unless every sample that is gone from the data is decided to be removed."""
-    from elrcli.errors import listed
-
-    missing = sorted(gone.intersection(plan.rows.tolist()))
-    if missing:
-        names = [f"'{legible(plan.manifest.paths[row])}'" for row in missing]
-        raise DataError(
-            f"{data}: {len(missing)} samples of the run are gone. Bring them back, or decide"
-            " 'remove' for them:\n" + listed(names)
-        )
 
 
 def evaluate(
@@ -541,23 +474,25 @@ def make_noise(
     labels are changed. `rate` belongs to all kinds but `matrix`, whose file holds K lines of K
     numbers, P(given | true), classes in natural order. `mapping` belongs to `asymmetric`.
     """
-    _check_noise(kind, rate, mapping, matrix)
     from elrcli.data.manifest import load_data
+    from elrcli.data.noisy_labels import Noise
     from elrcli.data.rows import SPLITS
     from elrcli.tables import table_format, write_table
 
+    noise = Noise(kind, rate, mapping or {}, _path(matrix))
     if table_format(Path(out)) != "csv":
         raise ConfigError(f"{out}: noisy labels are written as CSV. End the name in .csv.")
     if Path(out).exists():
         raise ConfigError(f"{out}: exists. Choose another --out, or delete it first.")
     reading = Reading(_path(root), path_column, label_column, split_column, follow_links)
     clean = load_data(Path(data), reading)
-    labels = clean.labels.copy()
     train_rows = clean.rows("train")
     if len(train_rows) == 0:
         raise DataError(f"{data}: no training images, and only their labels are changed.")
-    labels[train_rows] = _noisy_labels(
-        clean, train_rows, kind, rate or 0.0, mapping or {}, _path(matrix), seed, observer
+    observer = observer or Observer()
+    labels = clean.labels.copy()
+    labels[train_rows] = noise.labels_of(
+        clean, train_rows, seed, note=observer.note, progress=partial(observer.progress, "pictures")
     )
     noisy = replace(clean, labels=labels, truth=clean.labels)
     columns = ["path", "label", "true_label"]
@@ -577,120 +512,6 @@ def make_noise(
         ),
     )
     return noisy
-
-
-def _check_noise(
-    kind: str, rate: float | None, mapping: Mapping[str, str] | None, matrix: AnyPath | None
-) -> None:
-    """Refuse what is missing for this kind of noise, and what it would ignore."""
-    if kind not in NOISE_KINDS:
-        raise ConfigError(f"--kind {kind}: choose one of {', '.join(NOISE_KINDS)}.")
-    for option, value, kinds in (
-        ("--rate", rate, tuple(name for name in NOISE_KINDS if name != "matrix")),
-        ("--map", mapping, ("asymmetric",)),
-        ("--matrix", matrix, ("matrix",)),
-    ):
-        is_given = value is not None and value != {}
-        if kind in kinds and not is_given:
-            raise UsageError(f"--kind {kind} needs {option}.")
-        if kind not in kinds and is_given:
-            raise UsageError(f"--kind {kind} does not use {option}. Leave it out.")
-    if rate is not None and not 0.0 <= rate <= 1.0:
-        raise ConfigError(f"--rate {rate}: must lie between 0 and 1.")
-
-
-def _noisy_labels(
-    clean: Manifest,
-    rows: np.ndarray,
-    kind: str,
-    rate: float,
-    mapping: Mapping[str, str],
-    matrix: Path | None,
-    seed: int,
-    observer: Observer | None,
-) -> np.ndarray:
-    """Return noisy labels of the manifest rows `rows` [M], int32 [M]."""
-    import numpy as np
-
-    from elrcli.data import noise
-
-    labels, num_classes = clean.labels[rows], clean.num_classes
-    rng = np.random.default_rng(seed)
-    if kind == "symmetric":
-        return noise.symmetric(labels, num_classes, rate, rng)
-    if kind == "asymmetric":
-        return noise.asymmetric(labels, _class_ids(mapping, clean.classes), rate, rng)
-    if kind == "pair":
-        return noise.pair(labels, num_classes, rate, rng)
-    if kind == "matrix":
-        assert matrix is not None
-        return noise.from_matrix(labels, _read_matrix(matrix, clean.classes), rng)
-    features = _small_pictures(clean, rows, observer or Observer())
-    return noise.instance_dependent(labels, features, num_classes, rate, rng)
-
-
-def _class_ids(mapping: Mapping[str, str], classes: Sequence[str]) -> dict[int, int]:
-    unknown = sorted({*mapping, *mapping.values()} - set(classes))
-    if unknown:
-        raise ConfigError(
-            f"--map: unknown class {unknown[0]!r}. The classes are {', '.join(classes[:10])}."
-        )
-    return {classes.index(source): classes.index(target) for source, target in mapping.items()}
-
-
-def _read_matrix(path: Path, classes: Sequence[str]) -> np.ndarray:
-    """Read K lines of K numbers, P(given | true), each line summing to 1."""
-    import numpy as np
-
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from None
-    matrix = []
-    for number, cells in lines:
-        try:
-            row = [float(cell) for cell in cells]
-        except ValueError:
-            raise DataError(f"{path}:{number}: not numbers. Write {len(classes)} a line.") from None
-        is_distribution = min(row) >= 0 and abs(sum(row) - 1) <= 1e-6  # neither holds for NaN
-        if len(row) != len(classes) or not is_distribution:
-            raise DataError(
-                f"{path}:{number}: expected {len(classes)} probabilities that sum to 1,"
-                f" found {len(row)} numbers that sum to {sum(row):g}."
-            )
-        matrix.append(row)
-    if len(matrix) != len(classes):
-        raise DataError(f"{path}: {len(matrix)} lines for {len(classes)} classes.")
-    return np.array(matrix)
-
-
-def _small_pictures(manifest: Manifest, rows: np.ndarray, observer: Observer) -> np.ndarray:
-    """Return grey pictures as standardised features, float32 [M, FEATURE_SIDE ** 2].
-
-    An image that cannot be read counts as an average one; training leaves it out anyway.
-    """
-    import numpy as np
-    from PIL import Image
-
-    from elrcli.data.images import ImageProblem, read_image
-
-    side = FEATURE_SIDE
-    pictures = np.full((len(rows), side * side), np.nan, dtype=np.float32)
-    for place, row in enumerate(rows):
-        try:
-            pixels = read_image(manifest.file(int(row)), side)
-        except ImageProblem as problem:
-            observer.note(f"{manifest.paths[int(row)]}: {problem}")
-        else:
-            picture = Image.fromarray(pixels).convert("L").resize((side, side))
-            pictures[place] = np.asarray(picture, dtype=np.float32).ravel()
-        observer.progress("pictures", place + 1, len(rows))
-    read = pictures[~np.isnan(pictures[:, 0])]
-    if len(read) == 0:
-        raise DataError(f"{manifest.root}: no image can be read.")
-    centred = (pictures - read.mean(axis=0)) / (read.std(axis=0) + 1e-6)
-    return np.asarray(np.nan_to_num(centred, nan=0.0))
 
 
 def _path(value: AnyPath | None) -> Path | None:

@@ -43,10 +43,12 @@ class DemoResult:
 
     @property
     def precision(self) -> float:
+        """Share of the flagged labels that are wrong, in [0, 1]."""
         return self.found / self.flagged if self.flagged else 0.0
 
     @property
     def recall(self) -> float:
+        """Share of the wrong labels that are flagged, in [0, 1]."""
         return self.found / self.planted if self.planted else 0.0
 
 

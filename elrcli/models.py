@@ -33,6 +33,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
+from elrcli.config import TrainConfig
 from elrcli.errors import ModelError, first_line
 
 _CIFAR: dict[str, Any] = {
@@ -167,6 +168,17 @@ def list_backbones(pattern: str = "", *, pretrained: bool = False) -> list[str]:
     return list(timm.list_models(glob, pretrained=pretrained or has_tag))
 
 
+def network_of(config: TrainConfig, num_classes: int) -> nn.Module:
+    """Build the network that `config` names, without its weights."""
+    return create_network(
+        config.backbone,
+        num_classes,
+        small_input=config.small_input,
+        image_size=config.image_size,
+        copies=config.networks,
+    )
+
+
 def create_network(
     backbone: str,
     num_classes: int,
@@ -182,9 +194,19 @@ def create_network(
     With several `copies` an Ensemble of them: each starts from another random head.
     """
     if copies > 1:
-        build = partial(create_network, backbone, num_classes, pretrained=pretrained)
-        build = partial(build, weights=weights, small_input=small_input, image_size=image_size)
-        return Ensemble([build() for _ in range(copies)])
+        return Ensemble(
+            [
+                create_network(
+                    backbone,
+                    num_classes,
+                    pretrained=pretrained,
+                    weights=weights,
+                    small_input=small_input,
+                    image_size=image_size,
+                )
+                for _ in range(copies)
+            ]
+        )
     config = _pretrained_config(backbone)
     options: dict[str, Any] = {"num_classes": num_classes}
     if image_size is not None and config.get("fixed_input_size"):

@@ -114,7 +114,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"--preset {name}: no such preset.{hint}")
     preset = PRESETS[name]
     both = {**preset, **settings}
-    method = both["method"]
+    method = str(both["method"])  # a wrong one is refused with the other settings
     averages, mixing = ("ema_decay", "ema_ramp"), ("mixup_alpha", "weigh_labels")
     unused: set[str] = set()
     for without, values in (

@@ -6,7 +6,6 @@ import csv
 import errno
 import fcntl
 import io
-import json
 import os
 import platform
 import re
@@ -20,17 +19,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from elrcli.config import TrainConfig, read_json_object
+from elrcli.config import TrainConfig, read_json_object, readable_json
 from elrcli.data.csv_files import write_csv_rows
 from elrcli.data.manifest import Manifest, read_manifest
 from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
 
 RUNS = Path("runs")
 LOCK = "lock"
-# What `atomic_path` makes: its name ends in 8 letters or digits.
+# What `atomic_path` makes: its name ends in 8 hexadecimal digits.
 LEFTOVER = re.compile(
     r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
-    r"\.(json|csv|svg|safetensors)\.[a-z0-9_]{8}"
+    r"\.(json|csv|svg|safetensors)\.[0-9a-f]{8}"
 )
 
 
@@ -338,7 +337,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 def json_text(content: Mapping[str, Any]) -> str:
     """Return indented JSON that ends in a newline."""
-    return json.dumps(content, indent=2, ensure_ascii=True) + "\n"
+    return readable_json(content, indent=2) + "\n"
 
 
 def _cell(value: Any) -> str:

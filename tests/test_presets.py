@@ -181,6 +181,12 @@ def test_what_is_given_is_never_left_out(value, option):
         TrainConfig(data=Path("d"), **with_preset("cifar100-plus", settings))
 
 
+def test_a_method_of_another_type_is_refused_with_the_other_settings():
+    settings = with_preset("cifar100", {"method": 3})
+    with pytest.raises(ConfigError, match="--method"):
+        TrainConfig(data=Path("d"), **settings)
+
+
 def test_another_schedule_leaves_out_the_values_of_the_presets():
     for name in ("cifar10-sym", "cifar10-sym-star"):
         settings = with_preset(name, {"schedule": "cosine"})

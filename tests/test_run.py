@@ -69,7 +69,7 @@ def test_create_takes_an_empty_folder(tmp_path):
 def test_create_takes_what_a_process_left_that_was_killed_at_once(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").write_text("process 1 on host\n")
-    (tmp_path / "run" / ".config.json.abcd_123").write_text('{"elr"')
+    (tmp_path / "run" / ".config.json.0a1b2c3d").write_text('{"elr"')
     RunFolder.create(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 

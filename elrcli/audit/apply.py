@@ -7,7 +7,7 @@ import shutil
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from elrcli.errors import ConfigError, DataError, legible, listed
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
+CHANGE_COLUMNS = ("path", "from", "to", "reason")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Plan:
     decided: Counter[str]  # samples per decision: keep, relabel, remove, unsure, accepted
     added: int = 0  # images that came to the data after the training: they are left out
     reading: Reading = Reading()  # of what is written
+
+    def change_rows(self) -> Iterator[dict[str, str]]:
+        """Yield CHANGE_COLUMNS of every change; `to` is empty for a removed sample."""
+        for change in self.changes:
+            cells = (change.path, change.old, change.new, change.reason)
+            yield dict(zip(CHANGE_COLUMNS, cells, strict=True))
 
     @property
     def unseen(self) -> int:
@@ -148,8 +155,6 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
     The folder is filled under a temporary name in the same place and renamed at the end.
     `with_split` is for data that came with splits.
     """
-    if mode not in MODES:
-        raise ConfigError(f"--mode {mode}: must be one of {', '.join(MODES)}.")
     out = Path(os.path.abspath(out))
     targets = check_folder(plan, out, with_split=with_split)
     log = _free_log(out, out.name)
@@ -224,10 +229,7 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
 
 
 def _write_log(log: Path, plan: Plan) -> None:
-    """Write the changes as path,from,to,reason; `to` is empty for a removed sample."""
-    columns = ["path", "from", "to", "reason"]
-    rows = ((change.path, change.old, change.new, change.reason) for change in plan.changes)
-    write_table(log, columns, (dict(zip(columns, row, strict=True)) for row in rows))
+    write_table(log, CHANGE_COLUMNS, plan.change_rows())
 
 
 def _transfer(source: Path, place: Path, mode: str) -> None:

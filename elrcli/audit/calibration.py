@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elrcli.audit.error_share import ErrorShare, estimate_error_share
-from elrcli.audit.evidence import CHUNK, Evidence, Table
+from elrcli.audit.evidence import CHUNK, FLOOR, Evidence, Table
 
-FLOOR = 1e-6
 JUDGES = 10  # held-out samples, fewer say nothing about a share of wrong labels
 FEW = 30  # samples of one kind that have no pull of their own
 BIASED = 10  # trained samples say as little as a draw from a population so many times as large
@@ -42,13 +41,14 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
     With fewer than 10 held-out samples the trained ones are judges too; their predictions follow
     the labels, which counts too few errors.
     """
-    judges = np.arange(len(evidence))
-    population = len(evidence)
-    is_apart = evidence.judged is not None or int(evidence.held_out.sum()) >= JUDGES
-    if evidence.judged is None and is_apart:
-        judges = np.flatnonzero(evidence.held_out)
-    elif evidence.judged is None and not evidence.held_out.all():
-        population *= BIASED
+    judges, population, is_apart = np.arange(len(evidence)), len(evidence), True
+    if evidence.judged is None:
+        held_out = np.flatnonzero(evidence.held_out)
+        is_apart = len(held_out) >= JUDGES
+        if is_apart:
+            judges = held_out
+        elif len(held_out) < len(evidence):
+            population *= BIASED
     limit = max(1, MAX_JUDGED // evidence.classes)
     drawn = judges
     if len(judges) > limit:

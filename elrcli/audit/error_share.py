@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elrcli.audit.evidence import normalised
+from elrcli.audit.evidence import FLOOR, normalised
 
 SHARPNESS = np.exp(np.linspace(np.log(0.5), np.log(2.5), 25))
 USUAL_SHARPNESS = (0.2, 0.2)  # mean and deviation of log s before any label is seen
@@ -32,7 +32,6 @@ DOUBT = 2  # steps of SHARPNESS beyond, which no number of samples takes away: m
 QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
 TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
-FLOOR = 1e-6
 STEPS = 200
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
 from elrcli.errors import RunError
+from elrcli.methods.table import spread
 
-FLOOR = 1e-6
+FLOOR = 1e-6  # of a probability
 CHUNK = 16_000_000  # numbers of a table that are worked on at once
 
 
@@ -34,10 +36,8 @@ class TopTable:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Return whole lines, rows [m] -> [m, K] float32."""
-        entries = self.entries[rows].astype(np.float32)
-        others = max(self.classes - self.columns.shape[1], 1)
-        lines = np.repeat(entries[:, -1:] / np.float32(others), self.classes, axis=1)
-        np.put_along_axis(lines, self.columns[rows].astype(np.int64), entries[:, :-1], axis=1)
+        entries, columns = (torch.from_numpy(part[rows]) for part in (self.entries, self.columns))
+        lines: np.ndarray = spread(entries, columns, self.classes).numpy()
         return lines
 
 
@@ -93,7 +93,10 @@ class Evidence:
         return self.seen if self.judged is None else self.judged
 
     def verdict(self, positions: np.ndarray) -> np.ndarray:
-        """Return the mean prediction by a network that did not train on the samples, if any."""
+        """Return the mean prediction by a network that did not train on the samples, if any.
+
+        positions [m] -> [m, K], rows that sum to 1.
+        """
         return normalised(self.apart[self.rows[positions]])
 
     def chunks(self) -> Iterator[np.ndarray]:

@@ -54,6 +54,7 @@ def apply(
     Your own files stay as they are.
     """
     from elrcli.api import apply_decisions
+    from elrcli.audit.apply import CHANGE_COLUMNS
     from elrcli.cli import console
     from elrcli.tables import write_csv
 
@@ -64,11 +65,7 @@ def apply(
         is_folder = out is not None and out.suffix.lower() != ".csv"
         console.say(*plan_lines(plan, is_folder=is_folder))
     if dry_run:
-        changes = (
-            {"path": change.path, "from": change.old, "to": change.new, "reason": change.reason}
-            for change in plan.changes
-        )
-        write_csv(sys.stdout, ("path", "from", "to", "reason"), changes)
+        write_csv(sys.stdout, CHANGE_COLUMNS, plan.change_rows())
         return
     assert out is not None
     if not quiet:

@@ -110,15 +110,11 @@ def predict(
         else:
             write_table(out, columns, rows)
     if out is not None and not quiet:
-        found = _counted(done - unreadable, "prediction")
-        left_out = f" and {_counted(unreadable, 'unreadable image')}" if unreadable else ""
+        found = console.counted(done - unreadable, "prediction")
+        left_out = f" and {console.counted(unreadable, 'unreadable image')}" if unreadable else ""
         console.say(f"{found}{left_out} in {out}")
     if unreadable:
         if console.speaks():
             failed = f"{unreadable} of {done} images could not be classified."
             console.error(f"{failed} The column 'error' says why.")
         raise typer.Exit(1)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -117,7 +117,7 @@ class _RowReader:
             truth = cells[self.truth_at].strip()
             if not truth:
                 raise ValueError(f"no true label in column '{self.header[self.truth_at]}'")
-        for name in (label, label if truth is None else truth):
+        for name in filter(None, (label, truth)):
             if not is_text(name):
                 raise ValueError(
                     f"'{legible(name)}' is not UTF-8 text. Save the file as CSV (UTF-8)."
@@ -219,6 +219,7 @@ def _delimiter(header: str, path_column: str) -> str:
 
 
 def csv_column(csv_path: Path, header: list[str], name: str, option: str) -> int:
+    """Return the place of the column `name`; raises DataError if it is not there just once."""
     if header.count(name) > 1:
         raise DataError(f"{csv_path}:1: column '{name}' is there twice. Rename one of them.")
     if name in header:
@@ -235,15 +236,12 @@ def column_names(header: Sequence[str]) -> str:
 
 
 def _relative(path: str, bases: Iterable[str]) -> str | None:
-    """Return a path relative to the data root, with forward slashes; None if it leaves it."""
+    """Return a path relative to the data root; None if it leaves it."""
     path = os.path.normpath(path)
-    if os.path.isabs(path):
-        for base in bases:
-            if path.startswith(os.path.join(base, "")):
-                return path[len(os.path.join(base, "")) :].replace(os.sep, "/")
-        return None
-    path = path.replace(os.sep, "/")
-    return path if is_inside(path) else None
+    if not os.path.isabs(path):
+        return path if is_inside(path) else None
+    starts = (os.path.join(base, "") for base in bases)
+    return next((path[len(start) :] for start in starts if path.startswith(start)), None)
 
 
 def _near_file(base: str, path: str) -> str:

@@ -106,9 +106,9 @@ def _refuse_doubtful_split(folder: Path, name: str, subfolders: list[str]) -> No
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Tell a split from a class by what is inside: folders, and no image beside them."""
-    is_empty = len(_subfolders(str(folder))) < 2
-    return not is_empty and not any(is_image_name(name) for name in os.listdir(folder))
+    """Tell a split from a class by what is inside: two folders or more, no image beside them."""
+    has_folders = len(_subfolders(str(folder))) > 1
+    return has_folders and not any(is_image_name(name) for name in os.listdir(folder))
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -172,6 +172,7 @@ def leads_out(path: str, folder: str) -> bool:
 
 
 def links_refused(links: Sequence[str], root: str) -> str:
+    """Return problem and remedy of links that lead out of `root`."""
     places = [f"{legible(link)}: a link to {legible(os.path.realpath(link))}" for link in links]
     return (
         f"{root}: {len(links)} links lead out of it. If you trust them, add --follow-links.\n"
@@ -187,6 +188,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_image_name(name: str) -> bool:
+    """Tell whether a file is an image by the end of its name."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 

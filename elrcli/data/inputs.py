@@ -84,7 +84,7 @@ def _is_csv(name: str) -> bool:
 
 
 def _named(path: str) -> ImageInput:
-    return ImageInput(path.replace(os.sep, "/"), Path(path))
+    return ImageInput(path, Path(path))
 
 
 def _listed_in(csv_path: Path, root: Path | None, path_column: str) -> Iterator[ImageInput]:
@@ -95,7 +95,7 @@ def _listed_in(csv_path: Path, root: Path | None, path_column: str) -> Iterator[
     for _, cells in lines:
         path = cells[column]
         if path.strip():
-            yield ImageInput(path.replace(os.sep, "/"), base / path)
+            yield ImageInput(path, base / path)
 
 
 def _nothing_found(name: str) -> str:

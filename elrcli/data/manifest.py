@@ -79,6 +79,7 @@ class Manifest:
 
     @property
     def has_val(self) -> bool:
+        """Whether there are samples of the split val."""
         return bool((self.splits == SPLIT_CODES["val"]).any())
 
     def rows(self, split: str) -> np.ndarray:
@@ -86,6 +87,7 @@ class Manifest:
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
 
     def file(self, row: int) -> Path:
+        """Return where the image of a row is."""
         return self.root / self.paths[row]
 
 

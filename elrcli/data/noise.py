@@ -12,26 +12,16 @@ import numpy as np
 
 
 def symmetric(
-    labels: np.ndarray,
-    num_classes: int,
-    rate: float,
-    rng: np.random.Generator,
-    *,
-    exclude_self: bool = False,
+    labels: np.ndarray, num_classes: int, rate: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Redraw each label with probability `rate` (0..1), uniformly over all classes.
 
     A redrawn label may be the true one, so rate 0.4 at 10 classes gives 36% wrong labels: the
-    definition behind the tables of Liu et al. 2020 (ELR). With `exclude_self` the other classes
-    alone are drawn from, and the share of wrong labels is `rate`.
+    definition behind the tables of Liu et al. 2020 (ELR).
     """
     _check_rate(rate)
     redrawn = rng.random(len(labels)) < rate
-    if exclude_self:
-        shift = rng.integers(1, max(num_classes, 2), len(labels))
-        drawn = (labels + shift) % num_classes
-    else:
-        drawn = rng.integers(0, num_classes, len(labels))
+    drawn = rng.integers(0, num_classes, len(labels))
     return np.where(redrawn, drawn, labels).astype(labels.dtype)
 
 

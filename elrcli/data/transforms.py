@@ -106,9 +106,9 @@ def train_transform(augment: str, image_size: int, flip: bool) -> Transform:
     return Transform(image_size, math.ceil(1.15 * image_size), "window", flip=flip, steps=steps)
 
 
-def eval_transform(image_size: int, crop: float = 1.0) -> Transform:
-    """Return the centre crop that covers the share `crop` of the image's short side."""
-    return Transform(image_size, max(image_size, math.floor(image_size / crop)))
+def eval_transform(image_size: int) -> Transform:
+    """Return the centre crop that is as large as the image's short side."""
+    return Transform(image_size, image_size)
 
 
 def draw_window(height: int, width: int, random_numbers: np.random.Generator) -> Window:

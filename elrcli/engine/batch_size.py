@@ -17,7 +17,7 @@ from elrcli.engine.observer import Observer
 from elrcli.engine.samples import OwnSamples
 from elrcli.errors import OutOfMemory
 from elrcli.methods.table import TableChoice
-from elrcli.models import Preprocessing, create_network, training_mode
+from elrcli.models import Preprocessing, network_of, training_mode
 
 SMALLER = "Lower --image-size, or choose a smaller --backbone."
 
@@ -78,13 +78,7 @@ class BatchTrial:
         train = self.samples.places["train"].cpu()
         if len(train) == 0:
             return
-        network = create_network(
-            config.backbone,
-            manifest.num_classes,
-            small_input=config.small_input,
-            image_size=config.image_size,
-            copies=config.networks,
-        )
+        network = network_of(config, manifest.num_classes)
         rows = self.samples.share.rows
         learner = Learner(config, network, manifest, rows, self.runtime, self.tables)
         training_mode(network, config.freeze)

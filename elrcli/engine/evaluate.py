@@ -73,13 +73,15 @@ def evaluate_run(
     count = len(predictor.classes)
     confusion = np.zeros((count, count), dtype=np.int64)
     unreadable: list[tuple[str, str]] = []
+    done = 0
     for seen, probs, problems in predictor.manifest_batches(
         manifest, rows, batch_size=batch_size, workers=workers
     ):
         np.add.at(confusion, (manifest.labels[seen], probs.argmax(axis=1)), 1)
         unreadable += [(manifest.paths[row], reason) for row, reason in problems]
-        observer.progress("evaluate", int(confusion.sum()) + len(unreadable), len(rows))
-    if confusion.sum() == 0:
+        done += len(seen) + len(problems)
+        observer.progress("evaluate", done, len(rows))
+    if len(unreadable) == len(rows):
         path, reason = unreadable[0]
         what = "predicted" if reason == NOT_FINITE else "read"
         raise DataError(f"{data}: no image can be {what}. {path}: {reason}.")

@@ -34,6 +34,7 @@ from elrcli.models import (
     check_image_size,
     create_network,
     has_batch_norm,
+    network_of,
     preprocessing,
 )
 from elrcli.run import RunFolder, json_text, new_path, write_text
@@ -152,13 +153,7 @@ def _go_on(
 
     state = load_checkpoint(run.checkpoint_folder, observer.note, problem)
     _check_size(run, state, manifest, config)
-    network = create_network(
-        config.backbone,
-        manifest.num_classes,
-        small_input=config.small_input,
-        image_size=config.image_size,
-        copies=config.networks,
-    )
+    network = network_of(config, manifest.num_classes)
     runtime = choose_runtime(config.device, config.precision)
     _check_sync_bn(config, network, runtime, group)
     prepared = stored_preprocessing(run)

@@ -47,7 +47,7 @@ class StopSignals:
         each of them, in the middle of whatever runs; from now on it does not.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and self._child_handler is None and hasattr(signal, "SIGCHLD"):
+        if in_main_thread and self._child_handler is None:
             self._child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         time.sleep(SETTLING_SECONDS)
 

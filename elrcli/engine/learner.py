@@ -156,9 +156,12 @@ class Learner:
             norm = torch.nn.utils.get_total_norm(gradients)
             if clip_grad is not None:
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, clip_grad, norm)
-            # Fused optimisers leave out the step by it, as they do for a GradScaler.
-            self.optimizer.found_inf = self.finite.gradient(norm, number)  # type: ignore[attr-defined]
-            self.optimizer.step()
+            is_bad = self.finite.gradient(norm, number)
+            if self.optimizer.defaults["fused"]:  # leaves out the step by it, as for a GradScaler
+                self.optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+                self.optimizer.step()
+            elif not is_bad:  # waits for the device
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._has_gradient = False
         self.method.after_step()

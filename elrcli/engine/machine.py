@@ -65,8 +65,8 @@ FORMATS = {
 }
 EXTRAS: dict[str, Callable[[], object]] = {  # raise where a package is missing
     "parquet": lambda: table_format(Path("table.parquet")),
-    "tensorboard": lambda: writer_class(),
-    "onnx": lambda: check_packages(),
+    "tensorboard": writer_class,
+    "onnx": check_packages,
 }
 NO_GPU = "torch finds no GPU"
 SECONDS_ONLINE = 5.0

@@ -67,8 +67,6 @@ def _available() -> int:
 
 
 def _installed() -> int:
-    if not hasattr(os, "sysconf"):
-        return 8 * 1024**3
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

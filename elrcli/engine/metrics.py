@@ -88,9 +88,9 @@ class EpochTotals:
     def of_all(self, group: Group) -> EpochTotals:
         """Return the sums over all processes and their mean times."""
         own = (*self._sums.tolist(), self.images, self.seconds, self.seconds_waiting)
-        *sums, images, seconds, waiting = group.sum(torch.tensor(own)).tolist()
+        *sums, images, seconds, waiting = group.sum(torch.tensor(own, dtype=torch.float64)).tolist()
         totals = EpochTotals(torch.device("cpu"))
-        totals._sums = torch.tensor(sums)
+        totals._sums = torch.tensor(sums, dtype=torch.float64)
         totals.images = int(images)
         totals.seconds = seconds / group.processes
         totals.seconds_waiting = waiting / group.processes

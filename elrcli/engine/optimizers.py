@@ -10,6 +10,8 @@ from torch import nn
 from elrcli.config import TrainConfig
 from elrcli.models import parameter_groups
 
+FUSED = ("cuda", "cpu")  # devices whose fused steps can be told to leave themselves out
+
 
 def build_optimizer(
     config: TrainConfig, network: nn.Module, device: torch.device
@@ -22,7 +24,7 @@ def build_optimizer(
         layer_decay=config.layer_decay,
         head_lr_scale=config.head_lr_scale,
     )
-    fused = device.type in ("cuda", "cpu")
+    fused = device.type in FUSED
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)

@@ -25,7 +25,7 @@ from elrcli.engine.inference import predict_batches
 from elrcli.engine.memory import is_out_of_memory, largest_fitting, memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, OutOfMemory, RunError
-from elrcli.models import Preprocessing, check_classes, create_network, load_weights
+from elrcli.models import Preprocessing, check_classes, load_weights, network_of
 from elrcli.run import RunFolder
 
 NOT_FINITE = "the prediction is not a finite number"
@@ -65,13 +65,7 @@ class Predictor:
         config, classes = run.train_config(), run.classes()
         runtime = choose_runtime(device, precision)
         check_classes(run.model_file, len(classes))
-        network = create_network(
-            config.backbone,
-            len(classes),
-            small_input=config.small_input,
-            image_size=config.image_size,
-            copies=config.networks,
-        )
+        network = network_of(config, len(classes))
         load_weights(network, run.model_file)
         with memory_explained(runtime.device, "Choose another --device."):
             network.eval().to(runtime.device).to(memory_format=torch.channels_last)
@@ -140,14 +134,14 @@ class Predictor:
             if value is not None and value < least:
                 raise ConfigError(f"{option} {value}: must be at least {least}.")
         group = current_group()
+        if workers is None:  # a process takes longer to start than to load a few hundred images
+            workers = min(worker_count(None), len(rows) // (200 * group.processes))
         return RowLoader(
             manifest,
             rows,
             eval_transform(self.preprocessing.image_size),
             batch_size=batch_size,
-            workers=min(worker_count(workers), len(rows) // (200 * group.processes))
-            if workers is None
-            else workers,
+            workers=workers,
             seed=0,
             shuffle=False,
             share=Share(rows[group.rank :: group.processes], group.processes),

@@ -465,12 +465,16 @@ class Training:
         network, share = self.learner.method.prediction_network().eval(), self.samples.share
         own = Features.empty(len(share.rows))
         loader, done, total = self.loaders.every_image(), 0, len(self.manifest)
+        known = len(self.unreadable)
         for look in look_at_images(network, loader, self.runtime, self.preprocessing):
             own.keep(look, share.places(look.batch.index).numpy())
             done += self._count(look.batch)
             self.unreadable.add(look.batch.unreadable)
             observer.progress("features", min(done, total), total)
             self._end_if_told(stop)
+        self.unreadable.share(self.group)
+        if len(self.unreadable) > known:  # in a balanced training, of images that no epoch drew
+            self.save()
         vectors, thumbnails = (
             self.group.whole(torch.from_numpy(part), self.samples.owner).numpy()
             for part in (own.vectors, own.thumbnails)

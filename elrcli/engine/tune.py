@@ -33,7 +33,7 @@ from elrcli.engine.fit import fit, resume
 from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
-from elrcli.models import create_network, has_batch_norm
+from elrcli.models import has_batch_norm, network_of
 from elrcli.run import LOCK, RunFolder, csv_text, json_text, locked_folder, new_path, write_text
 
 LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
@@ -294,10 +294,7 @@ def _nearest(name: str, values: Sequence[float], default: Candidate) -> float:
 
 
 def _automatic_lr(config: TrainConfig) -> float:
-    network = create_network(
-        config.backbone, 2, small_input=config.small_input, image_size=config.image_size
-    )
-    return automatic_lr(config.optimizer, has_batch_norm(network))
+    return automatic_lr(config.optimizer, has_batch_norm(network_of(config, 2)))
 
 
 def _description(

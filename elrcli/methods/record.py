@@ -18,18 +18,14 @@ class SampleRecord(SampleTables):
     per_sample = (
         "prob_sum",
         "prob_sum_classes",
-        "margin_sum",
         "visits",
-        "agreements",
         "prediction",
         "given_prob",
         "held_out_sum",
         "held_out_sum_classes",
     )
     prob_sum: Tensor  # [N, K] sum of predicted probabilities
-    margin_sum: Tensor  # [N] sum of p(given) - max p(other)
     visits: Tensor  # [N] int32 predictions seen
-    agreements: Tensor  # [N] int32 predictions equal to the given label
     prediction: Tensor  # [N] int64 last predicted class, -1 before the first
     given_prob: Tensor  # [N, E] half: p(given label) in each epoch, NaN where not seen
     held_out_sum: Tensor | None  # [N, K] as prob_sum, by networks that never trained on the sample
@@ -46,9 +42,7 @@ class SampleRecord(SampleTables):
     ) -> None:
         super().__init__(num_classes, table, on_host)
         self.add_table("prob_sum", num_samples)
-        self.register_buffer("margin_sum", torch.zeros(num_samples))
         self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
-        self.register_buffer("agreements", torch.zeros(num_samples, dtype=torch.int32))
         self.register_buffer("prediction", torch.full((num_samples,), -1))
         history = torch.full((num_samples, epochs), torch.nan, dtype=torch.float16)
         self.register_buffer("given_prob", history)
@@ -68,13 +62,9 @@ class SampleRecord(SampleTables):
     ) -> None:
         """Add the predictions of one batch: probs and held_out [B, K], labels and index [B]."""
         given = probs.gather(1, labels[:, None])[:, 0]
-        others = probs.scatter(1, labels[:, None], -1.0)
-        predicted = probs.argmax(dim=1)
         self._add("prob_sum", index, probs, labels)
-        self.margin_sum[index] += given - others.amax(dim=1)
         self.visits[index] += 1
-        self.agreements[index] += (predicted == labels).int()
-        self.prediction[index] = predicted
+        self.prediction[index] = probs.argmax(dim=1)
         self.given_prob[index, epoch] = given.half()
         if self.held_out_sum is not None and held_out is not None:
             self._add("held_out_sum", index, held_out, labels)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elrcli.api import apply_decisions
 from elrcli.audit.apply import (
     Change,
     Plan,
@@ -22,7 +23,7 @@ from elrcli.audit.apply import (
 )
 from elrcli.config import Reading
 from elrcli.data.manifest import Manifest, StringTable, load_data
-from elrcli.errors import ConfigError, DataError, ElrError, Interrupted
+from elrcli.errors import ConfigError, DataError, Interrupted
 
 HEADER = "path,label,decision,new_label\n"
 
@@ -583,8 +584,9 @@ def test_hard_link_leads_to_the_image_behind_a_link(tmp_path: Path, manifest: Ma
     assert (out / "cat" / "1.png").samefile(real)
 
 
-def test_unknown_mode_is_refused(tmp_path: Path, manifest: Manifest):
-    with pytest.raises(ElrError, match="copy, hardlink, symlink"):
-        write_folder(
-            plan_corrections(manifest, None), tmp_path / "out", mode="move", with_split=False
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_unknown_mode_is_refused(tmp_path: Path, dry_run: bool):
+    with pytest.raises(ConfigError, match="copy, hardlink, symlink"):
+        apply_decisions(
+            tmp_path, accept_above=0.9, out=tmp_path / "out", mode="move", dry_run=dry_run
         )

@@ -167,13 +167,6 @@ def test_none_and_evaluation_take_the_centre():
     np.testing.assert_array_equal(eval_transform(8)(ramp(8, 12), ()), expected)
 
 
-def test_evaluation_crop_loads_larger_images():
-    transform = eval_transform(224, crop=0.875)
-    assert transform.load_size == 256
-    assert transform(noise(256), ()).tolist() == noise(256)[16:240, 16:240].tolist()
-    assert eval_transform(224).load_size == 224
-
-
 def test_crop_is_224_of_256_pixels():
     transform = train_transform("crop", 224, flip=False)
     assert transform.load_size == 256

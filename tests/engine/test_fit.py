@@ -37,6 +37,7 @@ from elrcli.engine.automatic import (
 )
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_snapshot
 from elrcli.engine.fit import fit, resume
+from elrcli.engine.learner import Learner
 from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.unreadable import too_many_unreadable
@@ -375,6 +376,17 @@ def test_an_unreadable_image_is_named_and_left_out(train, damaged, val_fraction)
     assert visits == [0 if i == row else 2 for i in range(24)]
     assert not state["method"]["loss.targets"][row].any()
     assert state["unreadable"] == [[row, run.unreadable_file.read_text().split(",", 2)[-1].strip()]]
+
+
+def test_what_a_balanced_training_meets_last_is_listed_too(train, uneven):
+    bad = sorted((uneven / "circle").iterdir())[:9]  # of which an epoch draws eight at most
+    for path in bad:
+        path.write_bytes(b"no image")
+    run = train(data=uneven, balanced=True, epochs=1, val_fraction=0.0, max_unreadable=0.9)
+    with run.unreadable_file.open() as file:
+        listed = [row["path"] for row in csv.DictReader(file)]
+    assert listed == [f"circle/{path.name}" for path in bad]
+    assert len(load_checkpoint(run.checkpoint_folder)["unreadable"]) == 9
 
 
 def test_a_single_image_left_in_a_batch_does_not_stop_training(train, damaged):
@@ -844,6 +856,35 @@ def test_after_a_retry_no_prediction_and_target_is_left_of_it(train, monkeypatch
     assert state["method"]["loss.targets"].isfinite().all()
     assert state["record"]["prob_sum"].isfinite().all()
     assert state["record"]["visits"].tolist() == [2] * 24
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_device_without_fused_steps_trains_alike(train, monkeypatch, optimizer):
+    fused = train("fused", optimizer=optimizer)
+    monkeypatch.setattr("elrcli.engine.optimizers.FUSED", ())
+    plain = train("plain", optimizer=optimizer)
+    for name, tensor in weights(fused, 2).items():
+        torch.testing.assert_close(weights(plain, 2)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [("cpu",), ()])
+def test_a_bad_gradient_moves_no_weight(train, monkeypatch, fused):
+    monkeypatch.setattr("elrcli.engine.optimizers.FUSED", fused)
+    steps: list[bool] = []
+    take_step = Learner.step
+
+    def watched(self: Learner, lr: float, number: int) -> None:
+        before = [p.detach().clone() for p in self.network.parameters()]
+        if number == 1:
+            next(self.network.parameters()).grad.fill_(math.inf)
+        take_step(self, lr, number)
+        pairs = zip(before, self.network.parameters(), strict=True)
+        steps.append(any(not old.equal(new) for old, new in pairs))
+
+    monkeypatch.setattr(Learner, "step", watched)
+    with pytest.raises(TrainingError, match="the gradient is no finite number in epoch 1, batch 2"):
+        train(lr=0.1, warmup=0.0)
+    assert steps == [True, False, True]
 
 
 def test_other_errors_stay_what_they_are(train, monkeypatch):

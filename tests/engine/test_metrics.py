@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from elrcli.engine.distributed import Group
 from elrcli.engine.metrics import (
     METRIC_COLUMNS,
     EpochTotals,
@@ -41,6 +42,12 @@ def test_the_loss_is_that_of_an_image_whatever_the_step_minimised():
     totals = EpochTotals(CPU)
     totals.add(step(3.0, -1.0)._replace(loss=torch.tensor(4.0)), images=2)
     assert totals.losses() == (2.0, 3.0, -1.0)
+
+
+def test_sums_of_all_processes_are_exact():
+    totals = EpochTotals(CPU)
+    totals.add(step(1.0, 0.0), images=2**24 + 1)
+    assert totals.of_all(Group()).images == 2**24 + 1
 
 
 def test_waiting_is_measured_between_items():

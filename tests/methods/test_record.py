@@ -19,10 +19,7 @@ def test_two_visits_by_hand():
     record.update(torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0.0]]), labels, index, epoch=0)
     record.update(torch.tensor([[0.0, 0.25, 0.75], [0.0, 1.0, 0.0]]), labels, index, epoch=1)
     assert record.prob_sum.tolist() == [[0.75, 1.25, 0.0], [0.0] * 3, [0.5, 0.5, 1.0]]
-    # p(given) - max p(other): row 2 has 0.5 - 0.25 and 0 - 0.75, row 0 has 0.25 - 0.75 and 1 - 0
-    assert record.margin_sum.tolist() == [0.5, 0.0, -0.5]
     assert record.visits.tolist() == [2, 0, 2]
-    assert record.agreements.tolist() == [1, 0, 1]
     assert record.prediction.tolist() == [1, -1, 2]
     assert record.given_prob[2].tolist() == [0.5, 0.0]
     assert record.given_prob[0].tolist() == [0.25, 1.0]
@@ -38,9 +35,7 @@ def test_everything_is_in_the_state_dict():
         torch.testing.assert_close(other.state_dict()[name], tensor, equal_nan=True)
     assert set(record.state_dict()) == {
         "prob_sum",
-        "margin_sum",
         "visits",
-        "agreements",
         "prediction",
         "given_prob",
     }
@@ -63,7 +58,6 @@ def test_held_out_predictions_are_summed_beside_the_others():
     assert record.held_out_sum.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.5, 1.5]]
     assert record.prob_sum.tolist() == [[0.0, 2.0], [0.0, 0.0], [2.0, 0.0]]
     assert record.prediction.tolist() == [1, -1, 0]  # of the network that trains
-    assert record.agreements.tolist() == [2, 0, 2]
 
 
 def test_without_a_second_judge_nothing_is_held_out():

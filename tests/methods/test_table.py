@@ -173,7 +173,7 @@ def test_a_record_sums_the_same_in_every_form(form):
         error = (rows - expected).abs().sum(dim=1) / expected.sum(dim=1)
         assert error.max() < {"fp32": 1e-6, "fp16": 2e-3, "top-k": 0.35}[form]
         assert rows.argmax(dim=1).equal(expected.argmax(dim=1))
-    assert record.margin_sum.equal(exact.margin_sum)
+    assert record.prediction.equal(exact.prediction)
 
 
 def test_the_prediction_of_the_given_label_is_always_kept():
