@@ -42,8 +42,9 @@ def first_line(error: BaseException) -> str:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that a name is not among the known ones, and which may be meant."""
-    known = list(known)
-    hint = did_you_mean(name, known) or f" Known: {legible(', '.join(sorted(known)[:SHOWN]))}."
+    known = sorted(known)
+    more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
+    hint = did_you_mean(name, known) or f" Known: {legible(', '.join(known[:SHOWN]))}{more}."
     return f"unknown {kind} '{legible(name)}'.{hint}"
 
 

@@ -509,7 +509,9 @@ def _download(backbone: str, options: dict[str, Any]) -> nn.Module:
             return timm.create_model(backbone, pretrained=True, **options)
     except Exception as error:  # hub, network and timm raise many unrelated kinds here
         reason = first_line(error)
-        if isinstance(error, LocalEntryNotFoundError):
+        if "pretrained=False" in reason:  # timm's own remedy
+            reason = "there are none for this network"
+        elif isinstance(error, LocalEntryNotFoundError):
             reason = "they are not in the cache, and the hub cannot be reached"
         raise ModelError(
             f"{backbone}: no pretrained weights ({reason}). Give a local file with --weights FILE,"

@@ -267,6 +267,13 @@ def test_unreachable_weights_name_both_ways_out(monkeypatch):
     )
 
 
+def test_a_network_without_pretrained_weights_is_said_to_have_none():
+    with pytest.raises(
+        ModelError, match=r"cifar_resnet34: no pretrained weights \(there are none f"
+    ):
+        create_network("cifar_resnet34", 2, pretrained=True)
+
+
 def test_weights_that_are_not_in_the_cache_of_an_offline_machine(monkeypatch):
     def refuse(*arguments: object, **options: object) -> nn.Module:
         raise LocalEntryNotFoundError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,9 +178,14 @@ def audit(
     summary = result.summary
     if not quiet:
         assert result.folder is not None
-        console.say(*audit_lines(summary, result.folder / f"audit.{table_format}", report=report))
+        say_audit(summary, result.folder / f"audit.{table_format}", report=report)
         if trains:
-            console.say(*run_lines(Path(summary["run"]), out or Path(summary["run"])))
+            console.say(f"  run       {summary['run']}")
+        if data is None:
+            # Of a run that was trained for it, --out holds both the run and the audit.
+            place = out if trains and out is not None else summary["run"]
+            command = shlex.join(["elr", "apply", str(place), "decisions.csv"])
+            console.say(f"  next      {command} --out corrected.csv")
     if json_output:
         console.result(readable_json(summary, indent=2))
     share = summary["estimated_error_rate"]
@@ -204,37 +209,43 @@ def _refuse_with_run(context: typer.Context, run: Path, given: Collection[str]) 
         )
 
 
-def audit_lines(summary: Mapping[str, Any], table: Path, *, report: bool) -> list[str]:
-    """Return what an audit found."""
+def say_audit(summary: Mapping[str, Any], table: Path, *, report: bool) -> None:
+    """Show what an audit found."""
     from elrcli.audit.report import headline
-    from elrcli.cli.console import aligned
+    from elrcli.cli.console import aligned, say, terminal_width
 
-    lines = ["", *headline(summary), *summary.get("cautions", [])]
+    say("", *headline(summary))
+    say(*summary.get("cautions", []), style="yellow")
     confused = [
-        (row["true"], row["given"], f"{row['samples']:,.0f}")
+        (row["given"], row["true"], f"{row['samples']:,.0f}")
         for row in summary["most_confused"][:CONFUSIONS]
     ]
     if confused:
-        lines += ["", *aligned(("probably", "labelled", "images"), confused, left=2)]
-    suspects = [
-        (row["path"], row["label"], _suggestion(row), f"{row['error_probability']:.0%}")
-        for row in summary["top_suspects"]
-    ]
-    if suspects:
-        titles = ("most suspicious", "label", "suggested", "wrong with")
-        lines += ["", *aligned(titles, suspects, left=3)]
+        say("", *aligned(("labelled", "probably", "images"), confused, left=2))
+    if summary["top_suspects"]:
+        say("", *suspect_lines(summary["top_suspects"], terminal_width()))
     if summary.get("truth"):
-        lines += ["", f"against the true labels: {_truth_figures(summary['truth'])}"]
-    lines += ["", f"  table     {table}"]
+        say("", f"against the true labels: {_truth_figures(summary['truth'])}")
+    say("", f"  table     {table}")
     if report:
-        lines.append(f"  look at   {table.with_name('report.html')}")
-    return lines
+        say(f"  look at   {table.with_name('report.html')}")
 
 
-def run_lines(run: Path, target: Path) -> list[str]:
-    """Return where the run of an audit is, and what comes after the review of `target`."""
-    command = f"elr apply {shlex.quote(str(target))} decisions.csv --out corrected.csv"
-    return [f"  run       {run}", f"  next      {command}"]
+def suspect_lines(suspects: Sequence[Mapping[str, Any]], room: int | None) -> list[str]:
+    """Return a table of suspects; in `room` columns, long paths lose a part of their middle."""
+    from elrcli.cli.console import aligned, cut
+
+    titles = ("most suspicious", "label", "suggested", "probability")
+    cells = [
+        (row["path"], row["label"], _suggestion(row), f"{row['error_probability']:.0%}")
+        for row in suspects
+    ]
+    lines = aligned(titles, cells, left=3)
+    if room is None or len(lines[0]) <= room:
+        return lines
+    longest = max(len(row[0]) for row in cells)
+    left = max(longest - (len(lines[0]) - room), len(titles[0]))
+    return aligned(titles, [(cut(path, left), *others) for path, *others in cells], left=3)
 
 
 def _suggestion(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,23 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1)
     return ["  ".join(padded(i, cell) for i, cell in enumerate(row)).rstrip() for row in table]
 
 
+def terminal_width(*, stdout: bool = False) -> int | None:
+    """Return the columns of the terminal that stderr, or stdout, is; None for a file or a pipe."""
+    stream = sys.stdout if stdout else sys.stderr
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def cut(text: str, width: int) -> str:
+    """Return a text without a part of its middle, so that it takes `width` columns or fewer."""
+    text = printable(text)
+    if cell_len(text) <= width:
+        return text
+    left, right = text[: len(text) // 2], text[len(text) // 2 :]
+    while right and cell_len(left) + cell_len(right) >= width:
+        left, right = (left[:-1], right) if len(left) > len(right) else (left, right[1:])
+    return f"{left}…{right}"
+
+
 def clock(seconds: float) -> str:
     """Return a duration as 0:07, 12:34 or 1:02:03."""
     minutes, second = divmod(round(seconds), 60)
@@ -115,22 +133,29 @@ EPOCH_COLUMNS = (
 )
 
 
-class EpochTable:
-    """The lines of the epoch table."""
+LEAST_WANTED = ("img/s", "lr", "changed")  # in this order, where a terminal is narrow
 
-    def __init__(self, epochs: int) -> None:
+
+class EpochTable:
+    """The lines of the epoch table, in `room` columns of a terminal if that will do."""
+
+    def __init__(self, epochs: int, room: int | None = None) -> None:
         self._epochs = epochs
         self._width = max(5, 2 * len(str(epochs)) + 1)
+        self._columns = list(EPOCH_COLUMNS)
+        for title in LEAST_WANTED:
+            if room is not None and self._width + sum(c.width for c in self._columns) > room:
+                self._columns = [column for column in self._columns if column.title != title]
 
     def header(self) -> str:
-        titles = "".join(f"{column.title:>{column.width}}" for column in EPOCH_COLUMNS)
+        titles = "".join(f"{column.title:>{column.width}}" for column in self._columns)
         return f"{'epoch':>{self._width}}{titles}"
 
     def row(self, metrics: Mapping[str, float | None]) -> str:
         """Return one epoch as a line; what was not measured is a dash."""
         epoch = f"{int(metrics['epoch'] or 0)}/{self._epochs}"
         cells = []
-        for column in EPOCH_COLUMNS:
+        for column in self._columns:
             value = metrics.get(column.metric)
             cells.append(f"{'-' if value is None else column.show(value):>{column.width}}")
         return f"{epoch:>{self._width}}{''.join(cells)}"
@@ -224,14 +249,14 @@ class _LiveObserver(Observer):
         self._progress.stop()
 
     def note(self, message: str) -> None:
-        self._print(message, "yellow")
+        self._print(message)
 
     def training_started(self, plan: TrainingPlan) -> None:
         first, *others = plan_lines(plan)
         self._print(first, "bold")
         for line in others:
             self._print(line)
-        self._table = EpochTable(plan.epochs)
+        self._table = EpochTable(plan.epochs, self._console.width)
         self._print(LEGEND, "dim")
         self._print(self._table.header(), "bold")
         self._run = _RunClock(plan)

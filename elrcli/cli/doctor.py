@@ -50,5 +50,7 @@ def report_lines(report: DoctorReport) -> list[str]:
         if check.remedy:
             lines.append(f"{indent}{check.remedy}")
     if report.can_train:
-        return [*lines, "", f"A training can work here, on {report.device} in {report.precision}."]
+        place = f"on {report.device} in {report.precision}"
+        start = "" if report.has_weights else ", with --weights FILE or --no-pretrained"
+        return [*lines, "", f"A training can work here, {place}{start}."]
     return [*lines, "", "A training cannot work here."]

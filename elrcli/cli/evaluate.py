@@ -26,7 +26,7 @@ from elrcli.config import readable_json
 if TYPE_CHECKING:
     from elrcli.engine.evaluate import Evaluation
 
-CLASSES_IN_MATRIX = 12  # a wider table does not fit a terminal
+CLASSES_IN_MATRIX = 12  # in a file; a terminal has as many as it is wide
 CONFUSIONS = 10
 
 
@@ -71,11 +71,12 @@ def evaluate(
     if json_output:
         console.result(readable_json(evaluation.to_dict(), indent=2))
     else:
-        console.result("\n".join(evaluation_lines(evaluation)))
+        room = console.terminal_width(stdout=True)
+        console.result("\n".join(evaluation_lines(evaluation, room)))
 
 
-def evaluation_lines(evaluation: Evaluation) -> list[str]:
-    """Return an evaluation as text."""
+def evaluation_lines(evaluation: Evaluation, room: int | None = None) -> list[str]:
+    """Return an evaluation as text, for a terminal of so many columns or for a file."""
     from elrcli.cli.console import aligned
 
     lines = aligned(
@@ -91,10 +92,10 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         (str(row["class"]), f"{row['images']:,}", *(_share(row[name]) for name in header[2:]))
         for row in evaluation.per_class
     ]
-    return [*lines, "", *aligned(header, per_class), "", *_confusion_lines(evaluation)]
+    return [*lines, "", *aligned(header, per_class), "", *_confusion_lines(evaluation, room)]
 
 
-def _confusion_lines(evaluation: Evaluation) -> list[str]:
+def _confusion_lines(evaluation: Evaluation, room: int | None) -> list[str]:
     """Return the confusion matrix, or its largest cells if it is too wide."""
     from elrcli.cli.console import aligned
 
@@ -104,7 +105,9 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
             (name, *(f"{int(count):,}" for count in counts))
             for name, counts in zip(classes, confusion, strict=True)
         ]
-        return aligned(("label \\ predicted", *classes), rows)
+        matrix = aligned(("label \\ predicted", *classes), rows)
+        if room is None or len(matrix[0]) <= room:
+            return matrix
     cells = [
         (int(confusion[i, j]), i, j) for i, j in zip(*confusion.nonzero(), strict=True) if i != j
     ]

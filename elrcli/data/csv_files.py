@@ -247,19 +247,25 @@ def _relative(path: str, bases: Iterable[str]) -> str | None:
 def _near_file(base: str, path: str) -> str:
     """Return a hint at a file whose name only looks different to the computer, or nothing."""
     if os.path.exists(f"{base}/{path.replace(chr(92), '/')}"):
-        return " Write paths with forward slashes."
+        return ". Write paths with forward slashes."
     if os.path.exists(f"{base}/{path.strip()}"):
-        return " Remove the blanks around the path."
-    folder, _, name = path.rpartition("/")
+        return ". Remove the blanks around the path."
+    found = ""
     try:
-        for other in os.listdir(os.path.join(base, folder)):
-            if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", name):
-                return " Its name is there in another Unicode form: list the folder to get it."
-            if other.casefold() == name.casefold():
-                return f" Did you mean '{legible(other)}'?"
-    except (OSError, ValueError):
-        pass
-    return ""
+        for part in path.split("/"):
+            names = os.listdir(f"{base}/{found}")
+            alike = [name for name in names if _letters(name) == _letters(part)]
+            found += f"/{part if part in alike else min(alike)}"
+    except (OSError, ValueError):  # from min(), too, where nothing is alike
+        return ""
+    if unicodedata.normalize("NFC", found[1:]) == unicodedata.normalize("NFC", path):
+        return ". Its name is there in another Unicode form: list the folder to get it."
+    return f". Did you mean '{legible(found[1:])}'?"
+
+
+def _letters(name: str) -> str:
+    """Return what two names have in common that a person takes for the same."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def write_csv_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:

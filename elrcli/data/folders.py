@@ -40,7 +40,7 @@ def scan_folder(folder: Path, follow_links: bool) -> Rows:
 
 
 def left_out(data: Path) -> list[str]:
-    """Return a line about each place with images that `scan_folder` does not take.
+    """Return a line about each place with images that `scan_folder` does not take, or doubts.
 
     None about a CSV file, which names its images.
     """
@@ -53,10 +53,12 @@ def left_out(data: Path) -> list[str]:
         loose = _count_images(top)
         if loose:
             lines.append(f"{legible(top)}: images in no class folder, left out: {loose}")
-    for name in _subfolders(root) if splits else ():
+    for name in _subfolders(root):
         place = os.path.join(root, name)
-        if name not in splits and _holds_images(place):
+        if splits and name not in splits and _holds_images(place):
             lines.append(f"{legible(place)}: left out, because the folders beside it are splits")
+        if not splits and name.lower() in SPLIT_CODES and len(_subfolders(place)) > 1:
+            lines.append(f"{legible(place)}: taken for a class: images lie beside its folders")
     return lines
 
 

@@ -65,6 +65,14 @@ class DoctorReport:
         """Tell whether a training can work here."""
         return all(check.status != PROBLEM for check in self.checks)
 
+    @property
+    def has_weights(self) -> bool:
+        """Tell whether there are pretrained weights, or nothing says that none can be fetched."""
+        facts = {check.name: check.facts for check in self.checks}
+        cache, hub = facts.get("weights cache", {}), facts.get("weights online", {})
+        is_reached = not cache.get("offline", False) and hub.get("answers", True)
+        return is_reached or bool(cache.get("backbones"))
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
         return {

@@ -27,7 +27,7 @@ from elrcli.engine.memory import memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.training import Training
-from elrcli.errors import ConfigError, DataError, ModelError, RunError, first_line, legible
+from elrcli.errors import ConfigError, DataError, ModelError, RunError, legible
 from elrcli.methods.table import row_columns
 from elrcli.models import (
     Preprocessing,
@@ -162,8 +162,9 @@ def _go_on(
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{run.checkpoint_folder}: does not fit the run ({first_line(error)}). Train again."
+            f"{run.checkpoint_folder}: does not fit the run ({reason}). Train again."
         ) from None
     if group.is_first:
         training.save_tables()  # a kill may have come between the checkpoint and these

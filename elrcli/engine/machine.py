@@ -418,6 +418,8 @@ def weights_check() -> Check:
     elif reason is not None:
         remedy = f"Set HF_HOME to a folder that you can write, {otherwise}"
         return Check(name, WARNING, f"{finding}, which cannot be written: {reason}", remedy, facts)
+    elif not cache.backbones:
+        finding += ": the first training has to fetch its weights"
     return Check(name, OK, finding, None, facts)
 
 

@@ -182,10 +182,8 @@ def _run(
     """Take the steps of a search for `config`, each from the pick of the one before."""
     sizes = {name: len(values) for name, values in grid.items()}
     short, long, planned = plan_epochs(sizes, config.epochs)
-    whole = planned / config.epochs
-    search.observer.note(
-        f"{search.folder}: {planned} epochs in all, like {whole:.1f} whole trainings"
-    )
+    whole = f"{planned / config.epochs:.1f} whole trainings"
+    search.observer.note(f"{search.folder}: {planned} epochs at most, like {whole}")
     pick = Candidate(**{name: _nearest(name, grid[name], default) for name in grid})
     choices: dict[tuple[str, ...], Choice] = {}
     for step in _steps(grid, short, long):
@@ -201,7 +199,7 @@ def _run(
         choices=choices,
         trials=search.done,
         val_images=len(search.manifest.rows("val")),
-        cost=whole / math.prod(sizes.values()),
+        cost=sum(trial.epochs for trial in search.done) / config.epochs / math.prod(sizes.values()),
     )
 
 

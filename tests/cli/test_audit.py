@@ -10,6 +10,7 @@ import pytest
 
 from elrcli.audit.quick import audit_config
 from elrcli.audit.report import headline
+from elrcli.cli.audit import suspect_lines
 from elrcli.config import AUDIT_SETTINGS, Reading, option_name
 from elrcli.errors import Interrupted
 from elrcli.run import RunFolder
@@ -74,16 +75,40 @@ def test_a_short_summary_on_stderr(elr, run):
         *headline(SUMMARY),
         "Only 20 images were held out.",
         "",
-        "probably  labelled  images",
-        "cat       dog           12",
+        "labelled  probably  images",
+        "dog       cat           12",
         "",
-        "most suspicious  label  suggested  wrong with",
-        "dog/1.png        dog    cat               99%",
-        "cat/2.png        cat    -                 21%",
+        "most suspicious  label  suggested  probability",
+        "dog/1.png        dog    cat                99%",
+        "cat/2.png        cat    -                  21%",
         "",
         "  table     runs/a/audit/audit.csv",
         "  look at   runs/a/audit/report.html",
+        "  next      elr apply runs/a decisions.csv --out corrected.csv",
     ]
+
+
+def test_of_other_data_there_is_nothing_to_apply(elr, run):
+    outcome = elr("audit", run, "--data", "others")
+    assert outcome.err.splitlines()[-1] == "  look at   runs/a/audit/report.html"
+
+
+@pytest.mark.parametrize(
+    ("room", "path"),
+    [
+        (None, "a/very/long/folder/with/an/image.png"),
+        (67, "a/very/long/folder/with/an/image.png"),
+        (66, "a/very/long/folde…with/an/image.png"),
+        (50, "a/very/lo…image.png"),
+        (10, "a/very/…age.png"),
+    ],
+)
+def test_long_paths_lose_their_middle_on_a_narrow_terminal(room, path):
+    suspect = SUMMARY["top_suspects"][1] | {"path": "a/very/long/folder/with/an/image.png"}
+    title, line = suspect_lines([suspect], room)
+    assert line.split()[0] == path
+    assert len(line) == len(title)
+    assert room is None or len(line) <= max(room, len("most suspicious") + 31)
 
 
 def test_figures_against_the_truth(elr, run, monkeypatch):

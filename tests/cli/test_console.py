@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from elrcli.cli import console
-from elrcli.cli.console import EpochTable, aligned, clock, watch
+from elrcli.cli.console import EpochTable, aligned, clock, cut, watch
 from elrcli.engine.observer import TrainingPlan
 
 PLAN = TrainingPlan(
@@ -86,6 +86,31 @@ def test_an_epoch_is_one_line_under_its_titles():
     ]  # fmt: skip
     assert " ".join(table.row(ROW).split()) == "1/10 1.235 50.0% - - - 0.02 - 1:15"
     assert len(table.row(ROW)) == len(table.header()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("room", "missing"),
+    [(66, []), (65, ["img/s"]), (58, ["img/s", "lr"]), (20, ["changed", "img/s", "lr"])],
+)
+def test_a_narrow_terminal_has_fewer_columns(room, missing):
+    whole, table = EpochTable(10), EpochTable(10, room)
+    titles = table.header().split()
+    assert sorted(set(whole.header().split()) - set(titles)) == missing
+    assert len(table.row(ROW)) == len(table.header())
+    assert len(table.row(ROW).split()) == len(titles)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdef", 5, "ab…ef"),
+        ("猫猫猫猫", 5, "猫…猫"),
+        ("a\nb", 9, "a\\nb"),
+    ],
+)
+def test_a_text_is_cut_in_its_middle(text, width, expected):
+    assert cut(text, width) == expected
 
 
 def test_without_a_terminal_each_epoch_is_a_line(capsys):

@@ -41,6 +41,27 @@ def test_a_line_per_check_and_one_per_remedy(elr, examined):
     ]
 
 
+@pytest.mark.parametrize(
+    ("backbones", "offline", "answers", "start"),
+    [
+        ([], False, True, ""),
+        ([], False, False, ", with --weights FILE or --no-pretrained"),
+        ([], True, True, ", with --weights FILE or --no-pretrained"),
+        (["resnet50.a1_in1k"], True, False, ""),
+    ],
+)
+def test_where_no_weights_can_be_had_the_end_says_so(
+    elr, examined, backbones, offline, answers, start
+):
+    cache = {"backbones": backbones, "offline": offline}
+    examined(
+        Check("weights cache", "ok", "some", None, cache),
+        Check("weights online", "ok", "asked", None, {"answers": answers}),
+    )
+    last = elr("doctor", "--online").out.splitlines()[-1]
+    assert last == f"A training can work here, on cpu in fp32{start}."
+
+
 def test_a_problem_is_exit_code_1(elr, examined):
     examined(Check("runs", "problem", "runs/ cannot be written", "Go elsewhere."))
     outcome = elr("doctor")

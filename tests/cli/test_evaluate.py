@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from elrcli.cli.evaluate import evaluation_lines
 from elrcli.config import Reading
 from elrcli.engine.evaluate import evaluation_of
 
@@ -103,6 +104,14 @@ def test_many_classes_show_the_largest_confusions(elr, monkeypatch):
         "c7     c1              9",
         "c3     c4              2",
     ]
+
+
+@pytest.mark.parametrize(("room", "is_matrix"), [(None, True), (33, True), (32, False)])
+def test_a_matrix_that_is_wider_than_the_terminal_is_a_list(room, is_matrix):
+    found = evaluation_of(np.array([[2, 1], [0, 1]]), ("beagle", "collie"), [])
+    lines = evaluation_lines(found, room)
+    assert ("label \\ predicted  beagle  collie" in lines) == is_matrix
+    assert ("label   predicted  images" in lines) == (not is_matrix)
 
 
 def test_a_class_that_never_occurs_has_no_figures(elr, monkeypatch):

@@ -165,7 +165,8 @@ def test_windows_paths_are_explained(data):
 @pytest.mark.parametrize(
     ("name", "other", "hint"),
     [
-        ("Größe.PNG", "größe.png", "Did you mean 'Größe.PNG'?"),
+        ("Größe.PNG", "größe.png", "größe.png. Did you mean 'Größe.PNG'?"),
+        ("More/c.png", "more/C.png", "more/C.png. Did you mean 'More/c.png'?"),
         (
             unicodedata.normalize("NFD", "é.png"),
             unicodedata.normalize("NFC", "é.png"),
@@ -174,6 +175,7 @@ def test_windows_paths_are_explained(data):
     ],
 )
 def test_names_that_only_look_alike_get_a_hint(data, name, other, hint):
+    (data / name).parent.mkdir(exist_ok=True)
     (data / name).touch()
     if (data / other).exists():
         pytest.skip("this file system takes the two names for one")

@@ -207,7 +207,7 @@ def test_a_missing_file_in_a_missing_folder_has_no_hint(tmp_path):
 def test_five_known_classes_are_listed(tmp_path):
     csv_path = write_csv(tmp_path, "path,label\na.png,xyz\n", "a.png")
     assert error_of(csv_path, classes=[*"gfedcba"]) == (
-        f"{csv_path}:2: unknown class 'xyz'. Known: a, b, c, d, e."
+        f"{csv_path}:2: unknown class 'xyz'. Known: a, b, c, d, e and 2 more."
     )
 
 

@@ -73,6 +73,13 @@ def test_a_class_called_train_may_be_nested(tmp_path):
     assert load_data(tmp_path).classes == ("bus", "train")
 
 
+def test_a_split_that_a_loose_image_makes_a_class_is_told(tmp_path):
+    touch(tmp_path, "train/0.png", "train/a/1.png", "train/b/2.png", "bus/3.png", "tram/x/4.png")
+    assert left_out(tmp_path) == [
+        f"{tmp_path}/train: taken for a class: images lie beside its folders"
+    ]
+
+
 def test_class_folders_beside_what_is_no_split_are_refused(tmp_path):
     touch(tmp_path, "train/a/1.png", "train/b/2.png", "extra/3.png")
     message = error_of(tmp_path)

@@ -127,7 +127,7 @@ def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(train, tmp_path):
 
 def test_tables_and_leftovers_of_a_killed_process(run_copy, shared_run):
     run_copy.metrics_file.unlink()
-    for name in (".metrics.csv.abcd_123", "checkpoint/.000002.safetensors.abcd0123"):
+    for name in (".metrics.csv.abcd0123", "checkpoint/.000002.safetensors.abcd0123"):
         (run_copy.path / name).touch()
     (run_copy.path / ".mine.csv").touch()
     resume(run_copy.path)
