@@ -53,7 +53,7 @@ def _agreement_panel(axes: Axes, metrics: Rows) -> None:
 def _change_panel(axes: Axes, metrics: Rows) -> None:
     _draw(axes, metrics, "changed", "changed since the last epoch", BLUE)
     _draw(axes, metrics, "wait_share", "time spent waiting for data", GREY, style=":")
-    finish(axes, "Predictions that changed, time spent waiting", percent=True)
+    finish(axes, "Changed predictions, time waiting", percent=True)
 
 
 def truth_panel(axes: Axes, metrics: Rows, kind: str) -> None:

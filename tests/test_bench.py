@@ -156,6 +156,7 @@ SMALLEST = {  # options that make a script short, and what it prints then
         "| sym20 | ",
     ),
     "mutation": ("--only elr --most 2 --out {out}", "methods/elr "),
+    "pictures": ("--epochs 1 --folder {out}/demo --out {out}", "\nterminal.svg"),
     "quick_audit": ("{cifar} --images 50 --out {out}", '"images": 50,'),
     "scale": ("--samples 2000 --classes 20 --features --folder {out}/run", '"samples": 2000,'),
     "scan": ("--files 2000", "scan of 2,000 files: "),

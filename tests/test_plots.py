@@ -21,7 +21,7 @@ TRUTH = {"clean_right": 0.9, "clean_other": 0.1, "wrong_right": 0.7, "wrong_memo
 @pytest.mark.parametrize("epochs", [0, 1, 2, 12])
 def test_the_picture_is_valid_and_has_three_panels(epochs):
     found = texts(curves_svg([{**ROW, "epoch": n + 1} for n in range(epochs)]))
-    changed = "Predictions that changed, time spent waiting"
+    changed = "Changed predictions, time waiting"
     for title in ("Loss", "Agreement with the given labels", changed):
         assert title in found
     assert ("given labels" in found) == (epochs > 0)

@@ -121,7 +121,7 @@ function advise(stats, upcoming) {
   const next = upcoming.length === 1 ? "the next one" : `the next ${upcoming.length}`;
   const errors = hits < 0.5 ? "less than one error" : `about ${plural(hits, "error")}`;
   const expected = `${errors} in ${next}.`;
-  if (share < 0.1) return `You can stop: ${expected}`;
+  if (share < 0.1) return `${stats.judged ? "You can stop" : "Few suspects"}: ${expected}`;
   if (share < 0.5) return `Still worth a look: ${expected}`;
   const isClear = stats.judged >= 30 && stats.precision >= 0.97 && upcoming.length === AHEAD;
   if (isClear && data.canAccept && upcoming.every((p) => p >= ACCEPTED))

@@ -7,6 +7,7 @@ const VIEWS = ["summary", "review", "grid"];
 const STEPS = 200; // undo depth that survives a reload
 const MAX_ZOOM = 10; // a tiny picture is easier to recognise while it is not too large
 const PIXELATED = 3; // enlarged more than this, pixels are drawn as squares
+const CUT_NAME = /^(.{3,})(\P{M}.{6,})$/su; // a name's beginning, and its end that is always shown
 const LISTED = 60; // classes in the pick dialog at once
 
 // --- state ---
@@ -307,10 +308,30 @@ function h(selector, ...parts) {
   return node;
 }
 
-const className = (label, role) => h(`b.name.${role}`, { title: classes[label] }, classes[label]);
+/**
+ * A name on one line. Where it is too long, its middle is left out, because names may differ at
+ * the end only. What is seen are pseudo-elements; the text is there once, for readers and copies.
+ */
+function shortName(name, kind = "span.name") {
+  const [, head, tail] = name.match(CUT_NAME) ?? [];
+  if (!tail) return h(kind, name);
+  const parts = { "data-head": head, "data-tail": tail, dir: "auto", title: name };
+  return h(`${kind}.cut`, parts, h("span.unseen", name));
+}
 
+/** A name on as many lines as it needs; they end after "_", "-", "/" or "." where they can. */
+const longName = (name, kind = "span.name") =>
+  h(kind, ...name.split(/(?<=[_./-])/).flatMap((part) => [part, h("wbr")]));
+
+const className = (label, role) => shortName(classes[label], `b.name.${role}`);
+
+/** "given → truth", on two lines where one is too short. */
 const change = (given, truth) =>
-  h("span.change", className(given, "given"), h("span", "→"), className(truth, "suggested"));
+  h(
+    "span.change",
+    className(given, "given"),
+    h("span.to", h("span", "→"), className(truth, "suggested")),
+  );
 
 /** A thumbnail that takes about `size` pixels on the screen. */
 function thumbnail([uri, width, height], alt, size) {
@@ -414,7 +435,8 @@ function drawActions() {
   const chosen = targets();
   const only = chosen.length === 1 ? chosen[0] : null;
   const button = (action) => byId("actions").querySelector(`[data-do=${action}]`);
-  const rename = (action, text) => (button(action).querySelector(".what").textContent = text);
+  const rename = (action, text) =>
+    button(action).querySelector(".what").replaceChildren(shortName(text));
   const isChange = only && isDoubted(only);
   rename("keep", only ? `Keep ${classes[only.label]}` : "Keep");
   rename("accept", isChange ? `Change to ${classes[only.suggested]}` : "Accept suggestion");
@@ -455,7 +477,7 @@ function drawItem(item) {
   byId("problem").hidden = Boolean(uri);
   byId("problem").textContent = uri ? "" : `This image cannot be shown: ${problem}.`;
   byId("verdict").hidden = !entry;
-  byId("verdict").textContent = describe(entry);
+  byId("verdict").replaceChildren(shortName(describe(entry)));
   byId("verdict").dataset.decision = entry?.decision ?? "";
   drawQuestion(item);
   byId("facts").replaceChildren(
@@ -481,9 +503,10 @@ function drawQuestion(item) {
   if (question.dataset.item === `${item.index}`) return;
   question.dataset.item = item.index;
   const verdict = isDoubted(item)
-    ? [", looks like ", className(item.suggested, "suggested")]
+    ? [", looks like ", longName(classes[item.suggested], "b.name.suggested")]
     : [", and it looks like it"];
-  question.replaceChildren("Labelled ", className(item.label, "given"), ...verdict);
+  const given = longName(classes[item.label], "b.name.given");
+  question.replaceChildren("Labelled ", given, ...verdict);
 }
 
 /** Enlarge the picture to its frame, but a tiny one only so far that it can still be recognised. */
@@ -518,7 +541,7 @@ function drawCandidate(item, place) {
     "button",
     { type: "button", title: classes[label], onclick: () => relabel(label) },
     h("kbd", `${place + 1}`),
-    h("span.name", classes[label]),
+    longName(classes[label]),
     bar(p, role),
     h("span.figure", percent(p)),
   );
@@ -535,7 +558,7 @@ function drawTwin(index) {
     { type: "button", title: `Labelled ${classes[item.label]}: ${item.path}` },
     { onclick: () => openItem(index) },
     thumbnail(item.picture, "", 90),
-    h("span.name", classes[item.label]),
+    shortName(classes[item.label]),
   );
 }
 
@@ -642,7 +665,7 @@ function updateCard(item) {
   card.setAttribute("aria-label", `${names}, ${percent(item.p)}, ${describe(entry)}`);
   card.classList.toggle("decided", Boolean(entry));
   badge.hidden = !entry;
-  badge.textContent = describe(entry);
+  badge.replaceChildren(shortName(describe(entry)));
   badge.dataset.decision = entry?.decision ?? "";
 }
 
@@ -719,7 +742,7 @@ function searchPick() {
       "li",
       { id: `pick-${i}`, role: "option", onclick: () => takePick(id) },
       thumbnail(exampleOf.get(id) ?? [""], "", 40),
-      h("span.name", classes[id]),
+      longName(classes[id]),
     ),
   );
   byId("pick-list").replaceChildren(...options);

@@ -2,6 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const VALUES_SHOWN = 12; // classes up to which the cells of the matrix carry numbers
+const SWATCHES = 5; // of the scale beside cells without numbers
 const FULL_HEAT = 0.02; // share of a cell that may have the full colour: clean data stays pale
 const CUT = 2; // a first bar more than so much higher than the others is cut
 
@@ -27,7 +28,7 @@ function drawMatrix() {
     `${ids.length < classes.length ? part : ""}Choose a cell to review it.`;
   const errors = values.flatMap((row, i) => row.filter((p, j) => i !== j && p !== null));
   const highest = Math.max(...errors, FULL_HEAT);
-  const header = (scope, id) => h("th", { scope, title: classes[id] }, h("span.name", classes[id]));
+  const header = (scope, id) => h("th", { scope, title: classes[id] }, shortName(classes[id]));
   const body = ids.map((truth, i) => {
     const cells = ids.map((given, j) => matrixCell(truth, given, values[i][j], highest));
     return h("tr", header("row", truth), ...cells);
@@ -39,8 +40,25 @@ function drawMatrix() {
     h("tbody", ...body),
   );
   table.style.setProperty("--classes", ids.length);
+  table.style.setProperty("--letters", Math.max(...ids.map((id) => classes[id].length)));
   moveByArrows(table, ids.length);
   byId("matrix").append(table);
+  byId("scale").hidden = hasValues();
+  byId("scale").append("0%", ...swatches(), percent(highest));
+}
+
+/** Say whether the cells are large enough for numbers. */
+const hasValues = () => data.matrix.classes.length <= VALUES_SHOWN;
+
+/** Return how strong the colour of a cell is, by its part of the highest share. */
+const heatOf = (part) => part ** 0.7; // small shares stay visible
+
+const setHeat = (node, heat) => node.style.setProperty("--heat", `${Math.round(100 * heat)}%`);
+
+function swatches() {
+  const nodes = Array.from({ length: SWATCHES }, () => h("span.heat"));
+  nodes.forEach((node, i) => setHeat(node, heatOf(i / (SWATCHES - 1))));
+  return nodes;
 }
 
 function matrixCell(truth, given, p, highest) {
@@ -48,14 +66,14 @@ function matrixCell(truth, given, p, highest) {
   const name = isRight
     ? `${classes[truth]} with the right label: ${percent(p)}`
     : `${classes[truth]} labelled ${classes[given]}: ${percent(p)}`;
-  const hasText = data.matrix.classes.length <= VALUES_SHOWN && (isRight || p >= 0.0095);
+  const hasText = hasValues() && (isRight || p >= 0.0095);
   const button = h(
-    "button",
+    "button.heat",
     { type: "button", tabIndex: -1, title: name, "aria-label": name },
     hasText && p !== null ? `${Math.round(100 * p)}` : "",
   );
-  const heat = isRight || p === null ? 0 : (p / highest) ** 0.7; // small shares stay visible
-  button.style.setProperty("--heat", `${Math.round(100 * heat)}%`);
+  const heat = isRight || p === null ? 0 : heatOf(p / highest);
+  setHeat(button, heat);
   button.classList.toggle("hot", heat > 0.78); // there white reads better than black
   button.classList.toggle("diagonal", isRight);
   button.onclick = () => (isRight ? reviewClass(given) : reviewPair(given, truth));
@@ -159,17 +177,21 @@ function drawClasses() {
   byId("classes-card").hidden = data.perClass.length === 0;
   const byRate = [...data.perClass].sort((a, b) => (b[3] ?? 0) - (a[3] ?? 0));
   const highest = Math.max(...byRate.map(([, , , rate]) => rate ?? 0), 0.01);
-  const rows = byRate.map(([id, samples, flagged, rate]) =>
+  const counts = byRate.map(
+    ([, samples, flagged]) => `${number(flagged)} of ${number(samples)} flagged`,
+  );
+  const rows = byRate.map(([id, , , rate], i) =>
     h(
       "button",
-      { type: "button", title: `${classes[id]}: ${number(flagged)} of ${number(samples)} flagged` },
-      { onclick: () => reviewClass(id) },
-      h("span.name", classes[id]),
+      { type: "button", title: `${classes[id]}: ${counts[i]}`, onclick: () => reviewClass(id) },
+      shortName(classes[id]),
       bar((rate ?? 0) / highest),
       h("span.figure", percent(rate)),
-      h("span.figure.wide", `${number(flagged)} of ${number(samples)}`),
+      h("span.figure.wide", counts[i]),
     ),
   );
+  const letters = counts.reduce((most, text) => Math.max(most, text.length), 0);
+  byId("classes").style.setProperty("--letters", letters);
   byId("classes").replaceChildren(...rows.map((row) => h("li", row)));
 }
 
@@ -221,7 +243,8 @@ function drawAbout() {
   facts.push(["On this page", plural(items.length, "sample") + more]);
   const { exact, alike, differ } = data.duplicates;
   if (exact + alike) {
-    const kinds = `${number(exact)} same file, ${number(alike)} looks the same`;
+    const look = alike === 1 ? "looks" : "look";
+    const kinds = `${number(exact)} same file, ${number(alike)} ${look} the same`;
     const groups = plural(exact + alike, "group");
     facts.push(["Duplicates", `${groups}: ${kinds}; ${number(differ)} with different labels`]);
   }

@@ -25,6 +25,10 @@ Browser, Page = playwright_api.Browser, playwright_api.Page
 Opener = Callable[..., Any]
 
 SAMPLES = 24
+COLOURS = ("magenta", "turquoise", "dark orange", "light green", "ivory", "crimson")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIXTY = tuple(f"{colour} digit {digit}" for colour in COLOURS for digit in DIGITS)
+DOGS = ("Staffordshire_bull_terrier", "Old_English_sheepdog", "Shetland_sheepdog")
 
 
 def find_chromium() -> str | None:
@@ -50,6 +54,10 @@ def browser() -> Iterator[Browser]:
 def manifest(tmp_path: Path) -> Manifest:
     names = [f"a/{i:02d}.png" for i in range(SAMPLES - 2)] + [f"z/{HOSTILE}.png", "z/=1+1.png"]
     return make_manifest(tmp_path / "data", names, [i % 3 for i in range(SAMPLES)])
+
+
+def renamed(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
+    return Manifest(manifest.root, manifest.paths, manifest.labels, manifest.splits, classes)
 
 
 @pytest.fixture
@@ -142,6 +150,7 @@ def test_first_screen_says_how_many_how_sure_and_where(
     assert page.locator(".histogram .threshold").count() == 1
     assert page.inner_text("#confused li").split("\n")[:3] == ["cat", "→", "dog"]
     assert page.locator("#classes li").count() == 3
+    assert page.inner_text("#classes li").split("\n")[1:] == ["10%", "1 of 24 flagged"]
     assert page.locator("#curves img").evaluate("image => image.naturalWidth") == 9
     assert f"{HOSTILE}.jpg" in page.inner_text("#unreadable")
     assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
@@ -437,15 +446,120 @@ def test_long_names_can_be_told_apart_where_one_is_chosen(
 ):
     prefix = "07234_Plantae_Tracheophyta_Magnoliopsida_Asterales_Asteraceae_Symphyotrichum_"
     classes = tuple(prefix + end for end in ("lanceolatum", "laeve", "lateriflorum"))
-    manifest = Manifest(
-        manifest.root, manifest.paths, manifest.labels, manifest.splits, classes=classes
-    )
+    manifest = renamed(manifest, classes)
     page = open_page(make_audit(manifest), manifest)
     is_cut = "names => names.map((name) => name.scrollWidth > name.clientWidth)"
     press(page, "Enter")
     assert page.locator("#top .name").evaluate_all(is_cut) == [False, False]
     press(page, "p")
     assert page.locator("#pick-list .name").evaluate_all(is_cut) == [False, False, False]
+
+
+def shown_names(page: Page, selector: str) -> list[tuple[str, str, bool]]:
+    """Return of each name its text, the end that is always shown, and whether that is in view.
+
+    Left to right: a vertical name is measured along its line.
+    """
+    found = page.locator(selector).evaluate_all(
+        """names => names.map((name) => [
+            name.textContent,
+            getComputedStyle(name, "::after").content.split('"')[1],
+            name.scrollWidth <= name.clientWidth && name.scrollHeight <= name.clientHeight,
+        ])"""
+    )
+    return [(text, end, fits) for text, end, fits in found]
+
+
+@pytest.mark.parametrize("size", [(1400, 900), (1024, 700), (390, 844)])
+def test_long_names_show_their_beginning_and_end(
+    open_page: Opener, manifest: Manifest, size: tuple[int, int]
+):
+    manifest = renamed(manifest, SIXTY)
+    viewport = {"width": size[0], "height": size[1]}
+    page = open_page(make_audit(manifest), manifest, viewport=viewport)
+    rows = shown_names(page, ".matrix tbody th .name")
+    assert [text for text, _, _ in rows] == list(SIXTY[:20])
+    places = (".matrix tbody th", ".matrix thead th", "#confused", "#classes")
+    shown = [name for place in places for name in shown_names(page, f"{place} .cut")]
+    press(page, "g")
+    shown += shown_names(page, "#cards .cut") + shown_names(page, "#actions .cut")
+    assert len(shown) >= 20 + 20 + 2 + 60 + 2 * 12 + 2
+    assert all(text.endswith(end) and len(end) == 7 and fits for text, end, fits in shown)
+    assert page.locator("#cards .change .name").first.inner_text() == "magenta digit zero"  # once
+
+
+def test_narrow_cells_of_the_grid_have_a_line_for_each_name(open_page: Opener, manifest: Manifest):
+    manifest = renamed(manifest, (*SIXTY[:2], "pug"))
+    page = open_page(make_audit(manifest), manifest, viewport={"width": 390, "height": 844})
+    press(page, "g")
+    tops = "card => [...card.querySelectorAll('.change .name')].map((name) => name.offsetTop)"
+    given, suggested = page.locator("#cards li").first.evaluate(tops)
+    assert suggested > given
+
+
+def test_names_of_the_evidence_break_between_words(open_page: Opener, manifest: Manifest):
+    manifest = renamed(manifest, DOGS)
+    page = open_page(make_audit(manifest), manifest, viewport={"width": 1024, "height": 700})
+    press(page, "Enter")
+    lines = """name => {
+        const range = document.createRange();
+        return [...name.childNodes].filter((node) => node.data).map((node) => {
+            range.selectNodeContents(node);
+            return [node.data, range.getClientRects().length];
+        });
+    }"""
+    names = page.locator("#top .name")
+    assert names.evaluate_all(f"names => names.map({lines})") == [
+        [["Old_", 1], ["English_", 1], ["sheepdog", 1]],
+        [["Staffordshire_", 1], ["bull_", 1], ["terrier", 1]],
+    ]
+    name, bar = (page.locator(f"#top {part}").first.bounding_box() for part in (".name", ".track"))
+    assert name["width"] > 1.5 * bar["width"]
+
+
+@pytest.mark.parametrize("count", [10, 60])
+@pytest.mark.parametrize("width", [1024, 390])
+def test_cells_of_the_matrix_can_be_hit_by_a_finger(
+    open_page: Opener, manifest: Manifest, width: int, count: int
+):
+    manifest = renamed(manifest, SIXTY[:count])
+    viewport = {"width": width, "height": 844}
+    page = open_page(make_audit(manifest), manifest, viewport=viewport)
+    sizes = page.locator(".matrix button").evaluate_all(
+        "cells => cells.map((cell) => Math.min(cell.offsetWidth, cell.offsetHeight))"
+    )
+    assert len(sizes) == min(count, 20) ** 2
+    assert min(sizes) >= 24
+    assert page.evaluate("document.querySelector('#summary').scrollWidth") <= width
+    last = page.locator(".matrix tr:last-child button").last
+    last.scroll_into_view_if_needed()
+    name = page.locator(".matrix tbody th").last.bounding_box()  # stays beside its row
+    card = page.locator("#matrix").bounding_box()
+    cell = last.bounding_box()
+    assert card["x"] <= name["x"]
+    assert cell["x"] + cell["width"] <= card["x"] + card["width"]
+
+
+@pytest.mark.parametrize(("count", "has_scale"), [(10, False), (60, True)])
+def test_the_matrix_has_numbers_or_a_scale(
+    open_page: Opener, manifest: Manifest, count: int, has_scale: bool
+):
+    manifest = renamed(manifest, SIXTY[:count])
+    audit = make_audit(manifest)
+    matrix = np.full((count, count), 0.001)
+    matrix[0, 1] = 0.3
+    audit.summary["noise_matrix"] = matrix.tolist()
+    page = open_page(audit, manifest)
+    assert (page.locator(".matrix button").nth(1).inner_text() == "30") != has_scale
+    assert page.locator("#scale").is_visible() == has_scale
+    if has_scale:
+        assert page.inner_text("#scale").split() == ["0%", "30%"]
+        colour = "node => getComputedStyle(node).backgroundColor"
+        colours = [
+            page.locator(place).evaluate(colour)
+            for place in ("#scale .heat:last-child", ".matrix td:nth-child(3) .heat >> nth=0")
+        ]
+        assert colours[0] == colours[1]
 
 
 def test_search_finds_a_name_in_either_unicode_form(
@@ -601,6 +715,18 @@ def test_accepting_unseen_is_advised_only_where_it_takes_the_next(
     assert ("--accept-above 0.9" in advice) == (lowest >= 0.9)
 
 
+def test_nobody_is_told_to_stop_before_the_first_decision(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    probability = np.full(SAMPLES, 0.08, dtype=np.float32)
+    none = np.zeros(SAMPLES, dtype=bool)
+    page = open_page(replace(audit, error_probability=probability, flagged=none), manifest)
+    assert page.inner_text("#advice") == "Few suspects: about 2 errors in the next 20."
+    press(page, "Enter k")
+    advice = page.locator("#advice").text_content()
+    assert advice == "You can stop: about 2 errors in the next 20."
+
+
 def test_advice_about_one_suspect_does_not_speak_of_zero_errors(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
@@ -702,6 +828,14 @@ def test_duplicates_lead_to_each_other(open_page: Opener, audit: AuditResult, ma
     press(page, "l")
     assert current(page) == "a/03.png"
     assert page.inner_text("#twins figcaption") == "Same file"
+
+
+def test_groups_of_duplicates_are_counted(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    groups = (DuplicateGroup((0, 3), False), DuplicateGroup((2, 9), False))
+    page = open_page(replace(audit, duplicates=groups), manifest)
+    assert "2 groups: 0 same file, 2 look the same; 1 with" in page.inner_text("#about")
 
 
 @pytest.mark.parametrize("applies", [True, False])
@@ -835,6 +969,12 @@ def test_small_screens_hold_everything(
         press(page, keys)
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
         assert page.evaluate("document.documentElement.scrollHeight") <= size[1]
+    for action in ("import", "export", "help"):
+        box = page.locator(f".tools [data-do={action}]").bounding_box()
+        assert box["width"] >= 30
+        assert box["x"] + box["width"] <= size[0]
+    with page.expect_file_chooser():
+        page.click("[data-do=import]")
     for action in ("keep", "accept", "pick", "remove", "unsure", "undo"):
         box = page.locator(f"#actions [data-do={action}]").bounding_box()
         assert box["x"] >= 0
