@@ -29,6 +29,7 @@ COMMANDS = (
     "elr apply elr-demo/run-elr --accept-above 0.95 --out corrected.csv",
     "elr predict elr-demo/run-elr elr-demo/digits/test/7 | head -4",
 )
+MESSAGE = 8000  # milliseconds after which what was done is no longer said
 REVIEWED = 8  # suspects, before the picture of the review is taken
 COLOURS = [(36, 41, 47), (207, 34, 46), (26, 127, 55), (138, 97, 0)]  # black to yellow
 COLOURS += [(9, 105, 218), (130, 80, 223), (27, 124, 131), (110, 119, 129)]  # blue to white
@@ -99,6 +100,7 @@ def draw_terminal(folder: Path, out: Path) -> None:
         lines = run_in_terminal(command, folder).rstrip("\n").split("\n")
         for line in lines:
             console.print(Text.from_ansi(line.rpartition("\x1b[2K")[2]), soft_wrap=True)
+    console.print()
     out.write_text(console.export_svg(title="elr", theme=PAPER, unique_id="elr", code_format=SVG))
 
 
@@ -110,7 +112,7 @@ def draw_page(browser: Browser, report: Path, out: Path) -> None:
         page.keyboard.press("Enter")
         for _ in range(REVIEWED):
             page.keyboard.press("Enter")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(MESSAGE)
         _save(page.screenshot(), out / f"report-{scheme}.png")
     page = _opened(browser, report, 420, 860, "light")
     summary = Image.open(io.BytesIO(page.screenshot()))
@@ -119,7 +121,7 @@ def draw_page(browser: Browser, report: Path, out: Path) -> None:
     both = Image.new("RGB", (860, 860), "white")
     both.paste(summary, (0, 0))
     both.paste(Image.open(io.BytesIO(page.screenshot())), (440, 0))
-    both.quantize(256).save(out / "report-narrow.png", optimize=True)
+    both.save(out / "report-narrow.png", optimize=True)
 
 
 def _opened(browser: Browser, report: Path, width: int, height: int, scheme: str) -> Page:
@@ -134,7 +136,7 @@ def _opened(browser: Browser, report: Path, width: int, height: int, scheme: str
 
 
 def _save(picture: bytes, out: Path) -> None:
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(out, optimize=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").save(out, optimize=True)
 
 
 def main() -> None:
