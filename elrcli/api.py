@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +21,7 @@ from elrcli.config import (
 )
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, UsageError
+from elrcli.errors import ConfigError, DataError, Interrupted, UsageError
 from elrcli.presets import with_preset
 
 if TYPE_CHECKING:
@@ -297,20 +299,26 @@ def audit_labels(
         run = run_for_audit(
             run, asdict(reading) | settings, _path(out), overwrite=overwrite, observer=observer
         ).path
-    return audit_run(
-        run,
-        _path(out),
-        data=_path(data),
-        reading=reading,
-        truth=_path(truth),
-        truth_column=truth_column,
-        threshold=threshold,
-        format=format,
-        report=report,
-        report_images=report_images or 500,
-        device=device,
-        observer=observer,
-    )
+    try:
+        return audit_run(
+            run,
+            _path(out),
+            data=_path(data),
+            reading=reading,
+            truth=_path(truth),
+            truth_column=truth_column,
+            threshold=threshold,
+            format=format,
+            report=report,
+            report_images=report_images or 500,
+            device=device,
+            observer=observer,
+        )
+    except (KeyboardInterrupt, SystemExit) as stop:  # the latter is how the program hears SIGTERM
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        command = ["elr", "audit", str(run), *(() if out is None else ("--out", str(out)))]
+        stopped = Interrupted(f"stopped by {number.name}.", number)
+        raise stopped.continued_with(shlex.join(command)) from None
 
 
 def apply_decisions(

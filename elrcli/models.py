@@ -343,9 +343,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"{path}: not a readable state dict ({first_line(error)}).") from None
-    except Exception as error:  # pickle.UnpicklingError: weights_only refuses code
+    except Exception:  # pickle.UnpicklingError: weights_only refuses code
         raise ModelError(
-            f"{path}: refused, holds more than tensors ({first_line(error)})."
+            f"{path}: refused, holds more than tensors. Load it where you trust it, and save its"
+            " state_dict() with safetensors."
         ) from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

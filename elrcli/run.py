@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,14 @@ from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text,
 
 RUNS = Path("runs")
 LOCK = "lock"
+AUDIT_FILES = ("summary.json", "audit.csv", "audit.jsonl", "audit.parquet", "report.html")
+FILES_IN = {  # what is written into the folders of a run
+    "audit": AUDIT_FILES,
+    "cache": ("*.pixels", "*.index"),
+    "checkpoint": ("*.safetensors", ".*.safetensors.*"),
+    "export": ("model.*", "config.json"),
+    "tensorboard": ("events.out.tfevents.*",),
+}
 # What `atomic_path` makes: its name ends in 8 hexadecimal digits.
 LEFTOVER = re.compile(
     r"\.(config|classes|manifest|metrics|unreadable|curves|model|features|[\d-]+)"
@@ -183,8 +191,13 @@ class RunFolder:
     def _remove_files(self) -> None:
         """Remove what a run writes and nothing else; `config.json`, which marks a run, last."""
         for folder in self.folders:
-            if folder.is_dir() and not folder.is_symlink():
-                shutil.rmtree(folder)
+            if folder.is_symlink():
+                folder.unlink()
+            for pattern in FILES_IN[folder.name]:
+                for file in folder.glob(pattern):
+                    file.unlink()
+            with suppress(OSError):  # not there, or holds something else
+                folder.rmdir()
         files = (
             self.model_file,
             self.features_file,
@@ -195,7 +208,7 @@ class RunFolder:
             self.classes_file,
             self.config_file,
         )
-        for file in (*self.folders, *files):
+        for file in files:
             file.unlink(missing_ok=True)
 
     def remove_state(self) -> None:

@@ -8,8 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from elrcli.config import TrainConfig
+from elrcli.engine.checkpoints import write_tensors
 from elrcli.errors import RunError
 from elrcli.run import RunFolder, csv_text, json_text, newest_run, write_text
 from tests.limits import no_file_larger_than
@@ -85,8 +87,14 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(run):
     (run.checkpoint_folder / "000001.safetensors").touch()
     run.model_file.touch()
     (run.path / "notes.txt").write_text("mine")
+    (run.export_folder).mkdir()
+    (run.export_folder / "model.onnx").touch()
+    (run.audit_folder).mkdir()
+    for name in ("audit.csv", "report.html", "decisions.csv", "corrected.csv"):
+        (run.audit_folder / name).touch()
     RunFolder.create(run.path, overwrite=True)
-    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+    left = sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*"))
+    assert left == ["audit", "audit/corrected.csv", "audit/decisions.csv", "notes.txt"]
 
 
 def test_overwrite_does_not_follow_links(run, tmp_path):
@@ -323,9 +331,11 @@ def test_the_umask_decides_who_may_read_and_is_not_touched(tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             patch.delattr(os, "umask")
             write_text(tmp_path / "f", "")
+            write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(1)})
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+    for name in ("f", "t.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
 
 
 def test_a_link_is_replaced_and_not_written_through(tmp_path):

@@ -50,6 +50,8 @@ def run_for_audit(
         raise DataError(f"{data}: no such file or folder. Name a run, or images to audit.")
     if RunFolder(data / "run").is_run():
         raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
+    if out is not None and out.exists() and out.samefile(data):
+        raise DataError(f"{out}: is the folder of the images. Choose another --out.")
     if out is None and overwrite:
         raise UsageError("--overwrite: needs --out DIR. Without it every run is a new one.")
     group = current_group()

@@ -56,7 +56,7 @@ def data_by_now(manifest: Manifest, settings: TrainConfig) -> ReviewedData:
     splits = np.full(len(manifest), SPLITS.index("train"), dtype=np.int8)
     for row, path in enumerate(manifest.paths):
         now = row_of.get(path)
-        if now is None or (is_csv and not manifest.file(row).exists()):
+        if now is None or not manifest.file(row).exists():
             gone.add(row)
             continue
         splits[row] = given.splits[now]

@@ -33,7 +33,7 @@ from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor
 from elrcli.errors import ConfigError, DataError, RunError, UsageError, legible
-from elrcli.run import RunFolder, json_text, new_path, write_text
+from elrcli.run import AUDIT_FILES, RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
 
 TABLE_COLUMNS = (
@@ -47,7 +47,6 @@ TABLE_COLUMNS = (
     "flagged",
     "duplicates",
 )
-AUDIT_FILES = ("summary.json", "audit.csv", "audit.jsonl", "audit.parquet", "report.html")
 TOP_SUSPECTS = 10
 
 
@@ -167,6 +166,9 @@ def _write_files(
         (folder / name).unlink(missing_ok=True)
     if not suspects:
         return
+    gone = sum(not manifest.file(int(row)).exists() for row in result.rows[:suspects])
+    if gone:
+        observer.note(f"{gone:,} images of the review page are not in {manifest.root} any more")
     observer.note("writing the review page")
     curves = None
     if run.curves_file.is_file():

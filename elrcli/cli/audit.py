@@ -15,6 +15,7 @@ from elrcli.cli.options import (
     Quiet,
     given_settings,
     same_command,
+    typed_options,
     was_given,
     with_some_settings,
 )
@@ -22,6 +23,15 @@ from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name, r
 from elrcli.errors import Interrupted
 
 CONFUSIONS = 5
+OF_THE_AUDIT = (  # options that no training takes
+    "table_format",
+    "threshold",
+    "fail_above",
+    "report",
+    "report_images",
+    "json_output",
+    "quiet",
+)
 GATE_EXIT_CODE = 3
 TRAINING_SETTINGS = (
     "val_fraction",
@@ -174,7 +184,11 @@ def audit(
                 **given,
             )
     except Interrupted as error:
-        raise error if out is None else error.continued_with(same_command()) from None
+        if not trains or out is not None:
+            raise error.continued_with(same_command()) from None
+        names = OF_THE_AUDIT if truth is None else (*OF_THE_AUDIT, "truth", "truth_column")
+        options = shlex.join(typed_options(context, names))
+        raise Interrupted(f"{error} {options}".rstrip(), error.signal_number) from None
     summary = result.summary
     if not quiet:
         assert result.folder is not None

@@ -96,6 +96,6 @@ def noise(
             f"{wrong:,} of {len(train):,} training labels are now wrong"
             f" ({wrong / len(train):.1%}).",
             f"  next      elr train {shlex.quote(str(out))} --root {shlex.quote(str(noisy.root))}"
-            " --truth-column true_label",
+            f" --truth-column true_label{' --follow-links' if follow_links else ''}",
         )
     console.result(out)

@@ -58,6 +58,19 @@ def same_command() -> str:
     return shlex.join(["elr", *(word for word in sys.argv[1:] if word != "--overwrite")])
 
 
+def typed_options(context: typer.Context, names: Collection[str]) -> list[str]:
+    """Return the options among `names` that were typed, as words of a command line."""
+    words: list[str] = []
+    for option in context.command.params:
+        if option.name in names and was_given(context, str(option.name)):
+            value = context.params[str(option.name)]
+            if isinstance(value, bool):
+                words.append(option.opts[0] if value else option.secondary_opts[0])
+            else:
+                words += [option.opts[0], str(value)]
+    return words
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of a list such as 40,80."""
     try:

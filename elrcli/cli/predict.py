@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from elrcli.cli.options import (
     Root,
     Workers,
 )
+from elrcli.errors import ConfigError
 
 
 def predict(
@@ -75,6 +77,8 @@ def predict(
     columns = api.prediction_columns(RunFolder.open(run).classes(), top_k, probabilities)
     if out is not None:
         table_format(out)
+        if any(os.path.exists(name) and out.exists() and out.samefile(name) for name in images):
+            raise ConfigError(f"{out}: is what is to be predicted. Choose another --out.")
     done = unreadable = 0
 
     def counted(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -246,6 +246,8 @@ def _relative(path: str, bases: Iterable[str]) -> str | None:
 
 def _near_file(base: str, path: str) -> str:
     """Return a hint at a file whose name only looks different to the computer, or nothing."""
+    if os.path.islink(f"{base}/{path}"):
+        return ", but a link that leads nowhere."
     if os.path.exists(f"{base}/{path.replace(chr(92), '/')}"):
         return ". Write paths with forward slashes."
     if os.path.exists(f"{base}/{path.strip()}"):

@@ -53,6 +53,10 @@ def left_out(data: Path) -> list[str]:
         loose = _count_images(top)
         if loose:
             lines.append(f"{legible(top)}: images in no class folder, left out: {loose}")
+        for name in _subfolders(top) if top != root or not splits else ():
+            place = os.path.join(top, name)
+            if not _holds_images(place):
+                lines.append(f"{legible(place)}: holds no image, left out")
     for name in _subfolders(root):
         place = os.path.join(root, name)
         if splits and name not in splits and _holds_images(place):

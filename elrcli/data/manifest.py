@@ -24,6 +24,8 @@ from elrcli.data.folders import is_image_name, scan_folder
 from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
 from elrcli.errors import SHOWN, ConfigError, DataError, is_text, legible, listed, unknown_name
 
+NO_CLASS = -1  # a true label that names none of the classes: the given one is wrong
+
 
 class StringTable(Sequence[str]):
     """Many strings as one byte array with offsets.
@@ -68,7 +70,7 @@ class Manifest:
     labels: np.ndarray  # [N] int32 ids of the given labels
     splits: np.ndarray  # [N] int8 codes, indices into SPLITS
     classes: tuple[str, ...]
-    truth: np.ndarray | None = None  # [N] int32 ids of the true labels, only for reports
+    truth: np.ndarray | None = None  # [N] int32 ids of the true labels, only for reports; NO_CLASS
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -142,8 +144,8 @@ def _build(
     root: Path, rows: Rows, order: np.ndarray, classes: Sequence[str] | None, data: Path
 ) -> Manifest:
     """Take the rows in `order`, by path, and turn names into class ids."""
-    present = set(rows.labels) | set(rows.truths)
-    for name in present:
+    present = set(rows.labels)
+    for name in present.union(rows.truths):
         if not is_text(name):
             raise DataError(f"{data}: class '{legible(name)}' is not UTF-8 text. Rename it.")
     if classes is None:
@@ -155,7 +157,8 @@ def _build(
     class_ids = {name: i for i, name in enumerate(classes)}
 
     def ids(names: list[str]) -> np.ndarray:
-        return np.fromiter((class_ids[names[i]] for i in order), np.int32, count=len(order))
+        found = (class_ids.get(names[i], NO_CLASS) for i in order)
+        return np.fromiter(found, np.int32, count=len(order))
 
     return Manifest(
         root=root,
@@ -211,7 +214,8 @@ def manifest_text(manifest: Manifest) -> str:
         for row, path in enumerate(manifest.paths):
             cells = [path, manifest.classes[manifest.labels[row]], SPLITS[manifest.splits[row]]]
             if manifest.truth is not None:
-                cells.append(manifest.classes[manifest.truth[row]])
+                true_label = manifest.truth[row]
+                cells.append("" if true_label == NO_CLASS else manifest.classes[true_label])
             yield cells
 
     buffer = io.StringIO(newline="")
@@ -232,7 +236,7 @@ def read_manifest(csv_path: Path, root: Path, classes: Sequence[str]) -> Manifes
             last = path
             labels.append(class_ids[label])
             splits.append(SPLITS.index(split))
-            truth.extend(class_ids[name] for name in true_label)
+            truth.extend(class_ids[name] if name else NO_CLASS for name in true_label)
             yield path
 
     try:

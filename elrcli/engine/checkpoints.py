@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -87,8 +88,10 @@ def write_tensors(
 ) -> None:
     """Write contiguous CPU tensors as a safetensors file, whole or not at all."""
     with atomic_path(path) as temporary:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         try:
             safetensors.torch.save_file(tensors, temporary, metadata)
+            temporary.chmod(mode)  # it leaves a file that nobody else may read
         except SafetensorError as error:  # its name for a full disk, too
             raise NotWritten(f"{path}: cannot be written ({error}).") from None
 

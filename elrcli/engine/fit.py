@@ -16,7 +16,7 @@ import torch
 import elrcli
 from elrcli.config import AUTO, TrainConfig
 from elrcli.data.folders import left_out
-from elrcli.data.manifest import Manifest, manifest_text
+from elrcli.data.manifest import NO_CLASS, Manifest, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import open_settings, resolve, table_choice
 from elrcli.engine.batch_size import with_fitting_batch
@@ -89,6 +89,8 @@ def fit(
     unseen = _classes_without_training(manifest)
     if unseen:
         observer.note(f"no training image of {unseen}: cannot be learned")
+    if manifest.truth is not None and (foreign := int((manifest.truth == NO_CLASS).sum())):
+        observer.note(f"{foreign:,} true labels name a class that no label has: counted as wrong")
     for line in left_out(config.data):
         observer.note(line)
     tries_batches = config.batch_size == AUTO

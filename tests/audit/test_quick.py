@@ -327,6 +327,11 @@ def test_an_interruption_says_how_to_go_on(photos):
     assert watcher.plans[0].first_epoch == 1
 
 
+def test_the_folder_of_the_images_is_no_place_for_an_audit(photos):
+    with pytest.raises(DataError, match=r"photos: is the folder of the images\. Choose another"):
+        run_for_audit(photos, TINY, photos)
+
+
 def test_an_interruption_without_out_names_the_run(photos):
     with pytest.raises(Interrupted, match=r"--resume (runs/\S+) && elr audit runs/\S+$"):
         run_for_audit(photos, TINY, observer=Stopper())

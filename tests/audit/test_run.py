@@ -12,8 +12,10 @@ import pytest
 
 from elrcli.audit.run import TABLE_COLUMNS, audit_run
 from elrcli.config import Reading, TrainConfig
+from elrcli.data.manifest import Manifest
 from elrcli.engine.distributed import Group
 from elrcli.engine.fit import fit
+from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, DataError, RunError
 from elrcli.run import RunFolder
 from tests.shapes import write_shapes
@@ -240,6 +242,21 @@ def test_the_page_names_the_folder_to_apply_decisions_to(
     audit_run(Path("run"), Path(out), format=format)
     assert told[0]["apply_to"] == Path(apply_to)
     assert told[0]["can_accept"] == can_accept
+
+
+def test_images_that_were_moved_are_counted(trained, tmp_path, monkeypatch):
+    class Listener(Observer):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    monkeypatch.setattr(Manifest, "file", lambda self, row: Path("moved", self.paths[row]))
+    heard = Listener()
+    audit_run(trained[0].path, tmp_path, report_images=7, observer=heard)
+    shapes = trained[0].path.parent / "shapes"
+    assert f"7 images of the review page are not in {shapes} any more" in heard.notes
 
 
 def test_a_truth_column_needs_a_file(trained, tmp_path):

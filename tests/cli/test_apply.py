@@ -206,6 +206,15 @@ def test_samples_that_are_gone_are_named_unless_they_are_removed(elr, run, is_ta
     assert outcome.err.endswith(message + "'dog/0003.png'\n")
 
 
+def test_an_image_that_became_a_broken_link_counts_as_gone(elr, run):
+    Path("data/dog/0003.png").unlink()
+    Path("data/dog/0003.png").symlink_to("nowhere.png")
+    outcome = elr("apply", run, "decisions.csv", "-o", "new.csv")
+    assert outcome.code == 1
+    assert outcome.err.endswith("'dog/0003.png'\n")
+    assert not Path("new.csv").exists()
+
+
 def test_labels_that_changed_since_the_training_are_named(elr, run):
     from_table(run)
     table = Path("labels.csv")

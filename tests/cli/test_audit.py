@@ -334,3 +334,29 @@ def test_an_interruption_names_the_command_that_goes_on(elr, photos, monkeypatch
     assert outcome == (code, "", f"error: stopped. Continue with: {command}\n")
     outcome = elr("audit", photos)
     assert outcome.err.endswith("elr train --resume r && elr audit r\n")
+    gate = ["--fail-above", 0.1, "--no-report", "--format", "jsonl"]
+    outcome = elr("audit", photos, "-e", 2, *gate, "--truth-column", "real")
+    words = "--format jsonl --fail-above 0.1 --no-report"
+    assert outcome.err.endswith(f"elr train --resume r && elr audit r {words}\n")
+    Path("t.csv").write_text("path,real\ncat/1.png,cat\ndog/1.png,cat\n")
+    outcome = elr("audit", photos, "--truth", "t.csv", "--truth-column", "real")
+    assert outcome.err.endswith("elr audit r --truth t.csv --truth-column real\n")
+
+
+@pytest.mark.parametrize(
+    ("stop", "name", "code"),
+    [(KeyboardInterrupt(), "SIGINT", 130), (SystemExit(143), "SIGTERM", 143)],
+)
+def test_a_stop_while_ranking_names_the_command_that_goes_on(
+    elr, run, photos, monkeypatch, stop, name, code
+):
+    def audit_run(*_, **__):
+        raise stop
+
+    monkeypatch.setattr("elrcli.audit.run.audit_run", audit_run)
+    outcome = elr("audit", run, "--threshold", 0.7)
+    command = "elr audit runs/a --threshold 0.7"
+    assert outcome == (code, "", f"error: stopped by {name}. Continue with: {command}\n")
+    outcome = elr("audit", photos, "--threshold", 0.7)
+    command = "elr audit 'runs/my photos' --threshold 0.7"
+    assert outcome == (code, "", f"error: stopped by {name}. Continue with: {command}\n")

@@ -190,5 +190,7 @@ def test_links_out_of_the_data_are_followed_when_asked_for(elr, data):
     outcome = elr("noise", data, "--out", "n.csv", "--rate", 0.5, "--no-follow-links")
     assert outcome.code == 1
     assert "cat/link.png: a link to" in outcome.err
-    assert elr("noise", data, "--out", "n.csv", "--rate", 0.5, "--follow-links").code == 0
+    outcome = elr("noise", data, "--out", "n.csv", "--rate", 0.5, "--follow-links")
+    assert outcome.code == 0
+    assert outcome.err.endswith(" --truth-column true_label --follow-links\n")
     assert len(read("n.csv")) == 61

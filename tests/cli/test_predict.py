@@ -123,6 +123,14 @@ def test_the_suffix_picks_the_format(elr, run):
     assert Path("t.csv").read_text() == "path,label,confidence,error\na.png,dog,0.7,\n"
 
 
+def test_what_is_predicted_is_never_overwritten(elr, run):
+    Path("in.csv").write_text("path\na.png\n")
+    outcome = elr("predict", run, "in.csv", "--out", "./in.csv")
+    assert outcome.code == 1
+    assert outcome.err == "error: in.csv: is what is to be predicted. Choose another --out.\n"
+    assert Path("in.csv").read_text() == "path\na.png\n"
+
+
 def test_unreadable_images_are_counted_apart(elr, run):
     outcome = elr("predict", run, "a.png", "pics", "bad.png", "--out", "t.csv")
     assert outcome.code == 1

@@ -156,6 +156,12 @@ def test_blanks_around_a_path_are_explained(data):
     )
 
 
+def test_a_link_that_leads_nowhere_is_called_so(data):
+    (data / "x.png").symlink_to("gone.png")
+    problem = problem_of(write(data, "path,label\nx.png,x\na.png,y\n"))
+    assert problem.endswith("2: no such file: x.png, but a link that leads nowhere.")
+
+
 def test_windows_paths_are_explained(data):
     assert "Write paths with forward slashes." in problem_of(
         write(data, "path,label\nsub\\c.png,x\na.png,y\n")

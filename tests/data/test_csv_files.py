@@ -4,6 +4,7 @@ import pytest
 
 from elrcli.config import Reading
 from elrcli.data.manifest import (
+    NO_CLASS,
     load_data,
 )
 from tests.data.files import error_of, labels_by_path, touch, write_csv
@@ -83,13 +84,14 @@ def test_columns_by_other_names(tmp_path):
     assert manifest.rows("val").tolist() == [0]
 
 
-def test_classes_come_from_labels_and_truth_together(tmp_path):
-    text = "path,label,true\na.png,x, w \nb.png,x,x\n"
-    manifest = load_data(write_csv(tmp_path, text, "a.png", "b.png"), truth_column="true")
-    assert manifest.classes == ("w", "x")
-    assert manifest.labels.tolist() == [1, 1]
+def test_classes_come_from_labels_alone(tmp_path):
+    """True labels may only report: another class would be another network."""
+    text = "path,label,true\na.png,x, w \nb.png,x,x\nc.png,y, x\n"
+    manifest = load_data(write_csv(tmp_path, text, "a.png", "b.png", "c.png"), truth_column="true")
+    assert manifest.classes == ("x", "y")
+    assert manifest.labels.tolist() == [0, 0, 1]
     assert manifest.truth is not None
-    assert manifest.truth.tolist() == [0, 1]
+    assert manifest.truth.tolist() == [NO_CLASS, 0, 0]
 
 
 def test_missing_columns_list_those_there_are(tmp_path):

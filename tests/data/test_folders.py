@@ -130,6 +130,16 @@ def test_class_folders_alone_leave_nothing_out(tmp_path):
     assert left_out(tmp_path) == [f"{tmp_path}: images in no class folder, left out: 2"]
 
 
+def test_class_folders_without_images_are_named(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/2", "train/c/3.vda", "val/a/1.png", "other/notes.txt")
+    (tmp_path / "val/d").mkdir()
+    assert left_out(tmp_path) == [
+        f"{tmp_path}/train/b: holds no image, left out",
+        f"{tmp_path}/train/c: holds no image, left out",
+        f"{tmp_path}/val/d: holds no image, left out",
+    ]
+
+
 def test_without_train_the_names_of_splits_are_classes(tmp_path):
     touch(tmp_path, "val/1.png", "test/2.png")
     assert load_data(tmp_path).classes == ("test", "val")

@@ -150,6 +150,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 )
 def test_manifest_csv_round_trip(tmp_path_factory, paths, classes, has_truth, data):
     ids = st.lists(st.integers(0, len(classes) - 1), min_size=len(paths), max_size=len(paths))
+    true_ids = st.lists(st.integers(-1, len(classes) - 1), min_size=len(paths), max_size=len(paths))
     codes = st.lists(st.integers(0, 2), min_size=len(paths), max_size=len(paths))
     manifest = Manifest(
         root=Path("/data"),
@@ -157,7 +158,7 @@ def test_manifest_csv_round_trip(tmp_path_factory, paths, classes, has_truth, da
         labels=np.array(data.draw(ids), dtype=np.int32),
         splits=np.array(data.draw(codes), dtype=np.int8),
         classes=tuple(classes),
-        truth=np.array(data.draw(ids), dtype=np.int32) if has_truth else None,
+        truth=np.array(data.draw(true_ids), dtype=np.int32) if has_truth else None,
     )
     csv_path = tmp_path_factory.mktemp("run") / "manifest.csv"
     csv_path.write_text(manifest_text(manifest), encoding="utf-8", newline="")

@@ -294,7 +294,13 @@ def test_true_labels_are_reported_and_add_up(train, table):
 def test_true_labels_never_train(train, table):
     settings = {"data": table, "root": table.parent / "images"}
     one = train("one", **settings)
-    other = train("other", **settings, truth_column="real")
+    lines = table.read_text().splitlines()
+    lines[3] = lines[3].rpartition(",")[0] + ",hexagon"  # which no label says
+    table.write_text("\n".join(lines))
+    heard = Recorder()
+    other = train("other", **settings, truth_column="real", observer=heard)
+    message = "1 true labels name a class that no label has: counted as wrong"
+    assert heard.notes == [message]
     for name, tensor in weights(one, 2).items():
         assert tensor.equal(weights(other, 2)[name]), name
 
