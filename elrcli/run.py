@@ -328,8 +328,9 @@ def new_path(data: Path, kind: str) -> Path:
 
 
 def newest_run(runs: Path = RUNS) -> Path:
-    """Return the run under `runs` that was changed last."""
-    found = [path.parent for path in runs.glob("*/config.json") if RunFolder(path.parent).is_run()]
+    """Return the run under `runs` that was changed last; an audit's is in its folder `run`."""
+    files = (*runs.glob("*/config.json"), *runs.glob("*/run/config.json"))
+    found = [file.parent for file in files if RunFolder(file.parent).is_run()]
     if not found:
         raise RunError(f"{runs}: holds no run. Name one, or train one with `elr train DATA`.")
 

@@ -148,6 +148,10 @@ def test_newest_run(tmp_path):
     assert newest_run(tmp_path) == tmp_path / "a"
     (tmp_path / "b" / "metrics.csv").touch()  # resumed later
     assert newest_run(tmp_path) == tmp_path / "b"
+    (tmp_path / "c" / "run").mkdir()  # trained for an audit
+    (tmp_path / "c" / "run" / "config.json").write_text('{"elr": "0"}')
+    os.utime(tmp_path / "b" / "metrics.csv", (5000, 5000))
+    assert newest_run(tmp_path) == tmp_path / "c" / "run"
 
 
 # --- damaged and hostile content ---
