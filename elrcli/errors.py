@@ -112,6 +112,9 @@ class EndedByAnother(ElrError):
         self.exit_code = exit_code
 
 
+SAME_COMMAND = "the same command,"  # in a message, for what only the command line knows
+
+
 class Interrupted(ElrError):
     """A signal ended the work after the state was saved.
 

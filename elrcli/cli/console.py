@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,7 +82,7 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1)
 def terminal_width(*, stdout: bool = False) -> int | None:
     """Return the columns of the terminal that stderr, or stdout, is; None for a file or a pipe."""
     stream = sys.stdout if stdout else sys.stderr
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+    return Console(file=stream).width if stream.isatty() else None
 
 
 def cut(text: str, width: int) -> str:

@@ -21,7 +21,7 @@ from elrcli.cli.options import (
     with_some_settings,
 )
 from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name, readable_json
-from elrcli.errors import Interrupted
+from elrcli.errors import SAME_COMMAND, Interrupted
 
 if TYPE_CHECKING:
     from elrcli.engine.tune import Choice, TuneResult
@@ -96,7 +96,10 @@ def tune(
                 **given_settings(context, settings),
             )
     except Interrupted as error:
-        raise error if out is None else error.continued_with(same_command()) from None
+        if out is not None:
+            raise error.continued_with(same_command()) from None
+        message = str(error).replace(SAME_COMMAND, same_command())
+        raise Interrupted(message, error.signal_number) from None
     command = shlex.join(train_command(result.config))
     if json_output:
         content = result.to_dict() | {"command": command}

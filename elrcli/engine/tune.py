@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,14 @@ from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, resume
 from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, Interrupted, RunError, TrainingError
+from elrcli.errors import (
+    SAME_COMMAND,
+    ConfigError,
+    DataError,
+    Interrupted,
+    RunError,
+    TrainingError,
+)
 from elrcli.models import has_batch_norm, network_of
 from elrcli.run import LOCK, RunFolder, csv_text, json_text, locked_folder, new_path, write_text
 
@@ -382,8 +390,8 @@ class _Search:
 
     @property
     def command(self) -> str:
-        """How a search that was stopped goes on, in words."""
-        return f"the same command, --out {self.folder}"
+        """How a search that was stopped goes on, in words: who typed the command knows it."""
+        return f"{SAME_COMMAND} --out {shlex.quote(str(self.folder))}"
 
     def compare(self, candidates: Sequence[Candidate], step: Step) -> dict[Candidate, np.ndarray]:
         """Train the candidates of a step and return which validation labels each predicts.

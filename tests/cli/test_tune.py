@@ -8,7 +8,7 @@ import pytest
 from elrcli.cli.tune import train_command
 from elrcli.config import TrainConfig, readable_json
 from elrcli.engine.tune import Candidate, Choice, Trial, TuneResult
-from elrcli.errors import Interrupted
+from elrcli.errors import SAME_COMMAND, Interrupted
 
 DEFAULT, OTHER = Candidate(3.0, 0.7, 0.001), Candidate(1.0, 0.7, 0.003)
 CALLS: list[dict[str, object]] = []  # what the search was called with
@@ -219,4 +219,13 @@ def test_an_interrupted_search_names_the_command_that_goes_on(elr, monkeypatch):
     assert outcome.code == 130
     again = "elr tune 'my photos' --out t"
     assert outcome.err == f"error: stopped by SIGINT. Continue with: {again}\n"
-    assert elr("tune", "photos").err.startswith("error: stopped by SIGINT.")
+
+
+def test_an_interrupted_search_without_a_place_names_the_one_it_has(elr, monkeypatch):
+    def tune(*arguments, **options):
+        raise Interrupted(f"stopped by SIGINT. Continue with: {SAME_COMMAND} --out runs/p", 2)
+
+    monkeypatch.setattr("elrcli.engine.tune.tune", tune)
+    outcome = elr("tune", "my photos", "--epochs", 9)
+    again = "elr tune 'my photos' --epochs 9 --out runs/p"
+    assert outcome.err == f"error: stopped by SIGINT. Continue with: {again}\n"
