@@ -315,6 +315,8 @@ def audit_labels(
             observer=observer,
         )
     except (KeyboardInterrupt, SystemExit) as stop:  # the latter is how the program hears SIGTERM
+        if isinstance(stop, SystemExit) and stop.code != 128 + signal.SIGTERM:
+            raise
         number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
         command = ["elr", "audit", str(run), *(() if out is None else ("--out", str(out)))]
         stopped = Interrupted(f"stopped by {number.name}.", number)

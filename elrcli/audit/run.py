@@ -166,7 +166,7 @@ def _write_files(
         (folder / name).unlink(missing_ok=True)
     if not suspects:
         return
-    gone = sum(not manifest.file(int(row)).exists() for row in result.rows[:suspects])
+    gone = sum(not os.path.exists(manifest.file(int(row))) for row in result.rows[:suspects])
     if gone:
         observer.note(f"{gone:,} images of the review page are not in {manifest.root} any more")
     observer.note("writing the review page")

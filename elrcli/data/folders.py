@@ -53,10 +53,10 @@ def left_out(data: Path) -> list[str]:
         loose = _count_images(top)
         if loose:
             lines.append(f"{legible(top)}: images in no class folder, left out: {loose}")
-        for name in _subfolders(top) if top != root or not splits else ():
-            place = os.path.join(top, name)
-            if not _holds_images(place):
-                lines.append(f"{legible(place)}: holds no image, left out")
+    for top in [os.path.join(root, name) for name in splits] or [root]:
+        classes = (os.path.join(top, name) for name in _subfolders(top))
+        empty = (place for place in classes if not _holds_images(place))
+        lines += [f"{legible(place)}: holds no image, left out" for place in empty]
     for name in _subfolders(root):
         place = os.path.join(root, name)
         if splits and name not in splits and _holds_images(place):

@@ -70,7 +70,7 @@ class Manifest:
     labels: np.ndarray  # [N] int32 ids of the given labels
     splits: np.ndarray  # [N] int8 codes, indices into SPLITS
     classes: tuple[str, ...]
-    truth: np.ndarray | None = None  # [N] int32 ids of the true labels, only for reports; NO_CLASS
+    truth: np.ndarray | None = None  # [N] int32 true ids or NO_CLASS, only for reports
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -360,3 +360,11 @@ def test_a_stop_while_ranking_names_the_command_that_goes_on(
     outcome = elr("audit", photos, "--threshold", 0.7)
     command = "elr audit 'runs/my photos' --threshold 0.7"
     assert outcome == (code, "", f"error: stopped by {name}. Continue with: {command}\n")
+
+
+def test_another_exit_while_ranking_stays_what_it_is(elr, run, monkeypatch):
+    def audit_run(*_, **__):
+        raise SystemExit(7)
+
+    monkeypatch.setattr("elrcli.audit.run.audit_run", audit_run)
+    assert elr("audit", run) == (7, "", "")
