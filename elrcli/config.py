@@ -235,7 +235,11 @@ class TrainConfig:
     )
     warmup: float = setting(1.0, "Epochs of linear warm-up, by step.", OPTIMISATION, low=0.0)
     min_lr: float = setting(
-        0.01, "Lowest learning rate, as a share of the peak.", OPTIMISATION, low=0.0, high=1.0
+        0.01,
+        "Learning rate where warm-up begins and a cosine ends, as a share of the peak.",
+        OPTIMISATION,
+        low=0.0,
+        high=1.0,
     )
     milestones: tuple[float, ...] = setting(
         (0.33, 0.67),
@@ -352,6 +356,7 @@ class TrainConfig:
         term, average = "the loss has no ELR term", "there is no weight average. Add --ema"
         mixed = "no labels are mixed. Add --mixup"
         steps, restarts = (f"only --schedule {kind} uses it" for kind in ("step", "restarts"))
+        has_lowest = self.warmup > 0 or self.schedule in ("cosine", "restarts")
         for name, is_used, why in (
             ("lam", self.method.startswith("elr"), f"{term}. Leave it out"),
             ("lam_ramp", self.has_elr_term, f"{term}. Leave it out"),
@@ -362,6 +367,7 @@ class TrainConfig:
             ("milestones", self.schedule == "step", steps),
             ("step_factor", self.schedule == "step", steps),
             ("restart_epochs", self.schedule == "restarts", restarts),
+            ("min_lr", has_lowest, f"--schedule {self.schedule} has it in --warmup alone"),
         ):
             if not is_used and getattr(self, name) != getattr(TrainConfig, name):
                 raise ConfigError(f"{option_name(name)}: {why}.")

@@ -116,6 +116,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
     both = {**preset, **settings}
     method = str(both["method"])  # a wrong one is refused with the other settings
     averages, mixing = ("ema_decay", "ema_ramp"), ("mixup_alpha", "weigh_labels")
+    shape = ("milestones", "step_factor", "restart_epochs", "min_lr")
     unused: set[str] = set()
     for without, values in (
         (both.get("weights") is not None, ("pretrained",)),
@@ -125,7 +126,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         (method in ("elr-halves", "sop"), ("mixup", *mixing)),
         (not method.startswith("elr"), ("lam", "lam_ramp")),
         (both.get("lam") == 0, ("lam_ramp",)),
-        (both["schedule"] != preset["schedule"], ("milestones", "step_factor", "restart_epochs")),
+        (both["schedule"] != preset["schedule"], shape),
     ):
         if without:
             unused.update(values)

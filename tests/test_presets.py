@@ -189,8 +189,9 @@ def test_a_method_of_another_type_is_refused_with_the_other_settings():
 
 def test_another_schedule_leaves_out_the_values_of_the_presets():
     for name in ("cifar10-sym", "cifar10-sym-star"):
-        settings = with_preset(name, {"schedule": "cosine"})
-        assert TrainConfig(data=Path("d"), **settings).schedule == "cosine"
+        for schedule in "cosine", "constant":
+            settings = with_preset(name, {"schedule": schedule})
+            assert TrainConfig(data=Path("d"), **settings).schedule == schedule
     kept = with_preset("cifar10-sym", {"schedule": "step"})
     assert kept["milestones"] == PRESETS["cifar10-sym"]["milestones"]
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from elrcli.config import MACHINE_SETTINGS, TrainConfig, plain_name, read_json_object
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
-from elrcli.data.samples import load_samples
+from elrcli.data.samples import listed_samples
 from elrcli.engine.automatic import automatic_lr
 from elrcli.engine.checkpoints import has_checkpoint, load_checkpoint
 from elrcli.engine.distributed import current_group, joined
@@ -374,7 +374,7 @@ class _Search:
 
         No other search works in the folder until `held` is closed.
         """
-        samples = load_samples(config.replace(val_fraction=0.0))
+        samples = listed_samples(config)
         fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
         manifest = draw_validation(samples, fraction, config.seed)
         if len(manifest.rows("val")) == 0:

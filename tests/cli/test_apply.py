@@ -9,7 +9,7 @@ import pytest
 
 from elrcli.config import Reading, TrainConfig
 from elrcli.data.manifest import Manifest, draw_validation, load_data, manifest_text
-from elrcli.engine.fit import load_samples
+from elrcli.data.samples import load_samples
 from elrcli.errors import ConfigError
 from tests.shapes import write_shapes
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elrcli.config import TrainConfig
 from elrcli.data.manifest import (
     Manifest,
     StringTable,
@@ -18,6 +19,7 @@ from elrcli.data.manifest import (
     read_manifest,
 )
 from elrcli.data.rows import is_inside
+from elrcli.data.samples import load_samples
 from elrcli.errors import ConfigError, DataError
 from tests.data.files import labels_by_path, touch
 
@@ -134,6 +136,17 @@ def test_test_rows_stay_and_val_rows_are_respected():
         draw_validation(plain, 1.0, seed=0)
     with pytest.raises(ConfigError, match="at least 0"):
         draw_validation(plain, -0.1, seed=0)
+
+
+def test_no_share_is_drawn_beside_validation_images_of_the_data(tmp_path):
+    images = [f"{label}/{number}.png" for label in "ab" for number in range(10)]
+    data = touch(tmp_path / "data", *images)
+    assert len(load_samples(TrainConfig(data=data, val_fraction=0.25)).rows("val")) == 5
+    split = touch(tmp_path / "split", *(f"train/{image}" for image in images), "val/a/v.png")
+    with pytest.raises(ConfigError, match=r"--val-fraction 0\.25: .*split has validation images"):
+        load_samples(TrainConfig(data=split, val_fraction=0.25))
+    for unasked in TrainConfig(data=split), TrainConfig(data=split, val_fraction=0.0):
+        assert len(load_samples(unasked).rows("val")) == 1
 
 
 # --- manifest.csv ---

@@ -142,7 +142,7 @@ def test_a_validation_split_of_the_data_is_taken_as_it_is(config, tmp_path, trai
         copy = tmp_path / "data" / ("train" if number % 6 else "val") / image.parent.name
         copy.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, copy)
-    result = tune(config.replace(data=tmp_path / "data"), tmp_path / "t", **GRID)
+    result = tune(config.replace(data=tmp_path / "data", val_fraction=0.1), tmp_path / "t", **GRID)
     assert result.val_images == 4
 
 
