@@ -218,11 +218,12 @@ class RunFolder:
         self.model_file.unlink(missing_ok=True)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Return the run at `path`, or say why there is none.
 
         Folders in it that are links are refused: what is written there would land elsewhere.
         """
+        path = Path(path)
         run = cls(path)
         if not path.is_dir():
             raise RunError(f"{path}: no such folder. Name a folder written by `elr train`.")

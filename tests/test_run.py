@@ -30,7 +30,7 @@ def run(tmp_path) -> RunFolder:
 
 
 def test_a_run_gives_back_what_was_written(run, tmp_path):
-    run = RunFolder.open(run.path)
+    run = RunFolder.open(str(run.path))
     assert run.train_config().seed == 5
     assert run.classes() == ("cat", "dog")
     manifest = run.manifest()

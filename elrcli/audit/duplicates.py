@@ -24,7 +24,8 @@ def find_duplicates(
 ) -> tuple[DuplicateGroup, ...]:
     """Return the groups of samples that show the same picture, the exact ones first.
 
-    No sample is in two groups: files with the same bytes that also look like others are among them.
+    No sample is in two groups: files with the same bytes that also look like others are among them,
+    in a group that is partly exact.
     rows [M] manifest rows, most suspicious first, thumbnails [M, 256] uint8. Files are read only
     where thumbnails are equal. Beyond 70,000 samples, pictures that merely look the same are
     only searched around the most suspicious ones.
@@ -35,8 +36,13 @@ def find_duplicates(
         for group in _same_files(equal, [manifest.file(int(row)) for row in rows[equal]])
     ]
     known = {group.rows for group in exact}
+    same_bytes = {row for group in exact for row in group.rows}
     alike = [tuple(sorted(rows[group].tolist())) for group in alike_groups(thumbnails)]
-    near = [DuplicateGroup(group, exact=False) for group in alike if group not in known]
+    near = [
+        DuplicateGroup(group, exact=False, partly_exact=not same_bytes.isdisjoint(group))
+        for group in alike
+        if group not in known
+    ]
     wider = {row for group in near for row in group.rows}
     return (*sorted(group for group in exact if wider.isdisjoint(group.rows)), *sorted(near))
 

@@ -181,7 +181,9 @@ def _data_uri(kind: str, content: bytes) -> str:
 def _duplicates(result: AuditResult, manifest: Manifest) -> list[tuple[bool, DuplicateGroup]]:
     """Return (labels differ, group): different labels first, then the same files."""
     groups = [(group.labels_differ(manifest.labels), group) for group in result.duplicates]
-    return sorted(groups, key=lambda pair: (not pair[0], not pair[1].exact))
+    return sorted(
+        groups, key=lambda pair: (not pair[0], not pair[1].exact, not pair[1].partly_exact)
+    )
 
 
 def _positions(
@@ -389,6 +391,7 @@ def _items(
     twins: list[dict[str, Any]] = [
         {
             "exact": group.exact,
+            "partlyExact": group.partly_exact,
             "differ": differs,
             "count": len(group.rows),
             "items": sorted(item_of[row] for row in group.rows if row in item_of)[:TWINS],

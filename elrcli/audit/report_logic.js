@@ -50,7 +50,10 @@ function percent(share) {
 }
 
 /** Say what the pictures of a group of duplicates have in common. */
-const likeness = (group) => (group.exact ? "Same file" : "Looks the same");
+const likeness = (group) => {
+  if (group.exact) return "Same file";
+  return group.partlyExact ? "Looks the same, some are the same file" : "Looks the same";
+};
 
 function describe(entry) {
   if (!entry) return "open";

@@ -15,6 +15,7 @@ class DuplicateGroup(NamedTuple):
 
     rows: tuple[int, ...]  # manifest rows, at least two, ascending
     exact: bool  # same bytes; else the pictures look the same
+    partly_exact: bool = False  # they look the same, and some of them have the same bytes
 
     def labels_differ(self, labels: np.ndarray) -> bool:
         """Tell whether they have different ones of the given labels [N] of all manifest rows."""

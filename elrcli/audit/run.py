@@ -326,7 +326,7 @@ def full_summary(
 def _duplicate_counts(groups: Sequence[DuplicateGroup], manifest: Manifest) -> dict[str, int]:
     return {
         "groups": len(groups),
-        "same_file": sum(group.exact for group in groups),
+        "same_file": sum(group.exact or group.partly_exact for group in groups),
         "different_labels": sum(group.labels_differ(manifest.labels) for group in groups),
     }
 

@@ -19,6 +19,7 @@ from elrcli.engine.schedules import Schedule, set_learning_rate
 from elrcli.methods.base import StepResult
 from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
+from elrcli.methods.sending import sent
 from elrcli.methods.table import SampleTables, TableChoice
 from elrcli.models import freeze, members, synchronise_batch_norm, training_mode
 
@@ -107,7 +108,7 @@ class Learner:
 
     def expect(self, places: Tensor) -> Tensor:
         """Return places [B] of samples on the device, and prepare the tables for them."""
-        index = places.to(self.runtime.device, non_blocking=True)
+        index = sent(places, self.runtime.device)
         for module in self._keepers:
             module.expect(places, index)
         return index

@@ -27,7 +27,12 @@ def build_optimizer(
     fused = device.type in FUSED
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
-    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=fused)
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            # A fused first step that leaves itself out would leave this memory as it found it.
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:

@@ -63,6 +63,7 @@ from elrcli.engine.samples import OwnSamples
 from elrcli.engine.unreadable import UnreadableImages
 from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError, first_line
 from elrcli.methods.averages import WeightAverage
+from elrcli.methods.sending import sent
 from elrcli.models import Preprocessing, members, training_mode
 from elrcli.run import RunFolder, csv_text, write_text
 
@@ -402,7 +403,7 @@ class Training:
         self, batch: Batch, number: int, totals: EpochTotals, *, share: float, is_last: bool
     ) -> None:
         """Add the gradient of a batch of images: the way of a sample through the network."""
-        labels = batch.labels.to(self.runtime.device, non_blocking=True)
+        labels = sent(batch.labels, self.runtime.device)
         index = self._index(batch)
         images = self.runtime.normalise(batch.images, self.preprocessing)
         generator = self._seed_step(self.epoch, number)
@@ -484,7 +485,9 @@ class Training:
 
     def _epoch_metrics(self, totals: EpochTotals, part: PartOfEpoch) -> dict[str, float]:
         samples, learner, group = self.samples, self.learner, self.group
-        train, predicted = samples.places["train"], learner.record.prediction
+        train, record = samples.places["train"], learner.record
+        train = train[~record.given_prob[train, self.epoch].isnan()]  # what this epoch has drawn
+        predicted = record.prediction
         row: dict[str, float] = {
             "epoch": self.epoch + 1,
             "lr": learner.lr(self.epoch + 1),
@@ -505,7 +508,7 @@ class Training:
         for split in ("val", "test"):
             places = samples.places[split]
             truth = None if samples.truth is None else samples.truth[places]
-            given_prob = learner.record.given_prob[places, self.epoch]
+            given_prob = record.given_prob[places, self.epoch]
             row |= held_out_metrics(
                 split, predicted[places], given_prob, samples.labels[places], truth, group
             )

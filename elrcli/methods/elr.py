@@ -17,7 +17,7 @@ class ELRLoss(SampleTables):
     `targets` [N, K] is a buffer: it is part of `state_dict` and follows `.to(device)`.
     A row starts at zero ("never seen") and sums to `1 - beta ** visits` afterwards. For many
     samples or classes `table` can be fp16 or top-k and `on_host` keeps it off the device, see
-    `SampleTables`.
+    `SampleTables`. Raises ValueError for a value out of range.
     """
 
     per_sample = ("targets", "targets_classes")  # buffers with one row per sample
@@ -33,6 +33,8 @@ class ELRLoss(SampleTables):
         table: str = "fp32",
         on_host: bool = False,
     ) -> None:
+        if not (lam >= 0 and 0 <= beta < 1):
+            raise ValueError(f"lam={lam}, beta={beta}: expected lam >= 0 and 0 <= beta < 1")
         super().__init__(num_classes, table, on_host)
         self.lam = lam
         self.beta = beta
@@ -42,8 +44,11 @@ class ELRLoss(SampleTables):
         """Return the ELR loss of one batch and move its target rows.
 
         logits [B, K], labels [B] int64, index [B] int64 sample rows without repeats -> scalar,
-        negative values are normal. Liu et al. 2020, eq. 6.
+        negative values are normal. Liu et al. 2020, eq. 6. Raises ValueError for logits of another
+        number of classes.
         """
+        if logits.shape[1:] != (self.num_classes,):
+            raise ValueError(f"logits {tuple(logits.shape)}: expected [B, {self.num_classes}]")
         probs = clamped_softmax(logits)
         targets = self.update_targets(probs, index)
         cross_entropy = functional.cross_entropy(_at_least_fp32(logits), labels)
@@ -53,7 +58,7 @@ class ELRLoss(SampleTables):
     def update_targets(self, probs: Tensor, index: Tensor) -> Tensor:
         """Move the target rows of a batch towards `probs` and return them.
 
-        probs [B, K] in (0, 1), index [B] -> targets [B, K] without gradient. Eq. 9.
+        probs [B, K] in [0, 1], index [B] -> targets [B, K] without gradient. Eq. 9.
         """
         normalised = probs / probs.sum(dim=1, keepdim=True)
         rows = self.read("targets", index).to(probs.dtype)
@@ -68,11 +73,15 @@ class ELRLoss(SampleTables):
 
 
 def clamped_softmax(logits: Tensor) -> Tensor:
-    """Return softmax(logits) clamped to [1e-4, 1 - 1e-4], logits [B, K] -> [B, K].
+    """Return softmax(logits) within [1e-4, 1 - 1e-4], logits [B, K] -> [B, K].
 
     Computed in fp32 at least, also under autocast: half precision rounds 1 - 1e-4 to 1.
     """
-    probs = _at_least_fp32(logits).softmax(dim=1)
+    return clamped(_at_least_fp32(logits).softmax(dim=1))
+
+
+def clamped(probs: Tensor) -> Tensor:
+    """Return probabilities within [1e-4, 1 - 1e-4], any shape."""
     return probs.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
 
 

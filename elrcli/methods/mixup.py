@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elrcli.methods.sending import sent_pinned
+
 
 @dataclass(frozen=True, eq=False)
 class Mixup:
@@ -24,9 +26,7 @@ class Mixup:
         gamma = torch._standard_gamma(concentration, generator=generator)
         share = float(gamma[0] / gamma.sum())
         partner = torch.randperm(size, generator=generator)
-        if device.type == "cuda":
-            partner = partner.pin_memory()  # the copy must not wait for the device
-        return cls(max(share, 1 - share), partner.to(device, non_blocking=True))
+        return cls(max(share, 1 - share), sent_pinned(partner, device))
 
     def mix(self, rows: Tensor) -> Tensor:
         """Return every row mixed with its partner, [B, ...] -> [B, ...]."""

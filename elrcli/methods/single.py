@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from elrcli.methods.averages import WeightAverage
 from elrcli.methods.base import OneTable, StepResult
-from elrcli.methods.elr import ELRLoss, clamped_softmax, elr_term
+from elrcli.methods.elr import ELRLoss, clamped, clamped_softmax, elr_term
 from elrcli.methods.label_losses import LabelLoss, cross_entropy
 from elrcli.methods.mixup import Mixup
 
@@ -58,8 +58,11 @@ class SingleNetwork(OneTable):
             reference = self.predict(images)
         logits = self.network(images if mixup is None else mixup.mix(images))
         if reference is None:
-            reference = logits.detach()
-        targets = self.loss.update_targets(clamped_softmax(reference), index)
+            probs = logits.detach().float().softmax(dim=1)
+            targets = self.loss.update_targets(clamped(probs), index)
+        else:  # ELR+ moves the targets by the whole prediction
+            probs = reference.float().softmax(dim=1)
+            targets = self.loss.update_targets(probs, index)
         if mixup is None:
             label_loss = self.label_loss(logits, labels, index).mean()
         else:
@@ -73,7 +76,6 @@ class SingleNetwork(OneTable):
         if self.loss.lam > 0:
             weighted = self.lam * elr_term(clamped_softmax(logits), targets)
             loss = label_loss + weighted
-        probs = reference.float().softmax(dim=1)
         return StepResult(loss, label_loss.detach(), weighted.detach(), probs)
 
     def after_step(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elrcli.methods.sending import sent_pinned
+
 FORMS = ("fp32", "fp16", "top-k")
 TOP = 16  # entries of a row that a top-k table keeps
 # Form and whether on the host, from the one that `auto` likes best to the smallest.
@@ -95,9 +97,7 @@ class SampleTables(nn.Module):
             return table.index_select(0, index)
         self.settle()
         rows = table.index_select(0, self._places(index))
-        if index.device.type == "cuda":
-            rows = rows.pin_memory()  # the copy must not wait for the device
-        return rows.to(index.device, non_blocking=True)
+        return sent_pinned(rows, index.device)
 
     def _put(self, name: str, index: Tensor, rows: Tensor) -> None:
         table = self.get_buffer(name)

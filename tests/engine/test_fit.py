@@ -40,6 +40,8 @@ from elrcli.engine.fit import fit, resume
 from elrcli.engine.learner import Learner
 from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
+from elrcli.engine.optimizers import build_optimizer
+from elrcli.engine.schedules import set_learning_rate
 from elrcli.engine.unreadable import too_many_unreadable
 from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
 from elrcli.methods.single import SingleNetwork
@@ -578,6 +580,10 @@ def test_a_balanced_epoch_shows_as_many_images_of_each_class(train, uneven):
         assert len(of_class) == images
         assert of_class.sum() == 2 * 8
         assert of_class.max() <= 2
+    drawn = ~state["record"]["given_prob"][:, 1].isnan()  # in the second epoch
+    assert 0 < drawn.sum() == 24 < (visits > 0).sum()
+    agrees = (state["record"]["prediction"] == labels)[drawn].float().mean()
+    assert heard.rows[1]["train_agreement"] == pytest.approx(float(agrees))
     targets = state["method"]["loss.targets"]
     # A row that was not drawn keeps its target: 1 - beta ** visits says how often it was moved.
     torch.testing.assert_close(targets.sum(dim=1), 1 - 0.7 ** visits.float())
@@ -862,6 +868,24 @@ def test_after_a_retry_no_prediction_and_target_is_left_of_it(train, monkeypatch
     assert state["method"]["loss.targets"].isfinite().all()
     assert state["record"]["prob_sum"].isfinite().all()
     assert state["record"]["visits"].tolist() == [2] * 24
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_first_step_that_is_left_out_leaves_no_trace(name, monkeypatch):
+    monkeypatch.setattr(torch, "empty_like", lambda like, **_: torch.full_like(like, torch.nan))
+    config = TrainConfig(data="d", optimizer=name, lr=0.1, weight_decay=0.0)
+    layers = [nn.Linear(300, 300) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, left_out in zip(layers, (1, 0), strict=True):
+        optimizer = build_optimizer(config, layer, torch.device("cpu"))
+        set_learning_rate(optimizer, 0.1)
+        for found in [1.0] * left_out + [0.0, 0.0]:
+            for parameter in layer.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.found_inf = torch.tensor(found)
+            optimizer.step()
+    for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
+        assert one.equal(other)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

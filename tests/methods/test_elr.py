@@ -42,6 +42,19 @@ def test_equals_the_official_loss(name, dtype, rtol):
             torch.testing.assert_close(found, wanted, atol=1e-6, rtol=rtol)
 
 
+@pytest.mark.parametrize("wrong", [{"lam": -1.0}, {"beta": 1.0}, {"beta": -0.1}, {"lam": math.nan}])
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected lam >= 0 and 0 <= beta < 1"):
+        ELRLoss(num_samples=3, num_classes=2, **wrong)
+
+
+def test_logits_of_other_classes_are_refused():
+    loss_fn = ELRLoss(num_samples=3, num_classes=3)
+    with pytest.raises(ValueError, match=r"logits \(2, 1\): expected \[B, 3\]"):
+        loss_fn(torch.zeros(2, 1), torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert not loss_fn.targets.any()
+
+
 def test_first_visit_fills_only_the_visited_row():
     loss_fn = ELRLoss(num_samples=3, num_classes=2, beta=0.7)
     loss_fn(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), index=torch.tensor([2]))

@@ -41,7 +41,7 @@ def images() -> Tensor:
 
 
 def test_two_steps_by_the_formulas(images):
-    """The whole method as METHOD writes it, with plain SGD of rate 0.1."""
+    """The whole method, written out, with plain SGD of rate 0.1."""
     lam, beta, gamma, rate, steps = 3.0, 0.7, 0.997, 0.1, 2
     one = method(lam=lam, beta=beta, ema_decay=gamma)
     one.train()

@@ -77,6 +77,20 @@ def test_a_step_is_the_public_loss_on_the_networks_logits(images):
     assert result.held_out is None  # the one network has trained on every image
 
 
+def test_another_networks_sure_prediction_moves_the_targets_unclamped(images):
+    sure = torch.tensor([50.0, -50.0, -50.0])
+    own, judged = method(), method(ema_decay=0.9)
+    for network in (own.network, judged.network, judged.average.network):
+        with torch.no_grad():
+            network[3].weight.zero_()
+            network[3].bias.copy_(sure)
+    step(own, images)
+    step(judged, images)
+    row = torch.tensor([1 - 1e-4, 1e-4, 1e-4])
+    torch.testing.assert_close(own.loss.targets[5], 0.3 * row / row.sum())
+    torch.testing.assert_close(judged.loss.targets[5], torch.tensor([0.3, 0.0, 0.0]))
+
+
 def test_lambda_zero_is_cross_entropy_that_keeps_targets(images):
     one = method(lam=0.0)
     result = step(one, images)
