@@ -233,7 +233,12 @@ class TrainConfig:
         OPTIMISATION,
         choices=("cosine", "step", "restarts", "constant"),
     )
-    warmup: float = setting(1.0, "Epochs of linear warm-up, by step.", OPTIMISATION, low=0.0)
+    warmup: float = setting(
+        1.0,
+        "Epochs of linear warm-up, by step; at most a quarter of the run.",
+        OPTIMISATION,
+        low=0.0,
+    )
     min_lr: float = setting(
         0.01,
         "Learning rate where warm-up begins and a cosine ends, as a share of the peak.",
@@ -367,6 +372,7 @@ class TrainConfig:
             ("milestones", self.schedule == "step", steps),
             ("step_factor", self.schedule == "step", steps),
             ("restart_epochs", self.schedule == "restarts", restarts),
+            ("layer_decay", self.freeze != "backbone", "--freeze backbone fixes what it is for"),
             ("min_lr", has_lowest, f"--schedule {self.schedule} has it in --warmup alone"),
         ):
             if not is_used and getattr(self, name) != getattr(TrainConfig, name):

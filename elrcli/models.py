@@ -10,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -420,17 +420,21 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return optimiser groups; `lr_scale` in a group is its factor of the learning rate.
 
-    Biases and normalisation have no weight decay. With `layer_decay` below 1 timm's groups
+    Biases, normalisation and what a network spares, such as the embedding of positions, have no
+    weight decay. With `layer_decay` below 1 timm's groups
     give earlier layers smaller rates.
     """
     if isinstance(network, Ensemble):
         build = partial(parameter_groups, weight_decay=weight_decay, layer_decay=layer_decay)
         parts = [build(part, head_lr_scale=head_lr_scale) for part in network.networks]
         return [group for groups in parts for group in groups]
+    spared: Collection[str] = getattr(network, "no_weight_decay", tuple)()
     if layer_decay < 1.0:
-        groups = param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay)
+        groups = param_groups_layer_decay(
+            network, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay
+        )
     else:
-        groups = param_groups_weight_decay(network, weight_decay)
+        groups = param_groups_weight_decay(network, weight_decay, no_weight_decay_list=spared)
     head_ids: set[int] = set()
     if head_lr_scale != 1.0:  # otherwise fewer groups are faster
         named = network.named_parameters()

@@ -105,7 +105,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
 
     What nothing uses then is left out: where training starts with weights that are given, values
     of averages, mixup or the ELR term without that part, what a method has no place for, and those
-    of another schedule. Raises ConfigError for an unknown name.
+    of another schedule or optimiser. Raises ConfigError for an unknown name.
     """
     if name not in PRESETS:
         begun = [preset for preset in PRESETS if preset.startswith(name)]
@@ -127,6 +127,7 @@ def with_preset(name: str, settings: Mapping[str, Any]) -> Settings:
         (not method.startswith("elr"), ("lam", "lam_ramp")),
         (both.get("lam") == 0, ("lam_ramp",)),
         (both["schedule"] != preset["schedule"], shape),
+        (both["optimizer"] != preset["optimizer"], ("lr", "weight_decay")),
     ):
         if without:
             unused.update(values)

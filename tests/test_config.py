@@ -198,6 +198,7 @@ def test_what_is_said_of_mixup_and_averages_counts(method, given):
         ({"milestones": (40.0, 80.0)}, "--milestones: only --schedule step uses it."),
         ({"schedule": "restarts", "step_factor": 0.1}, "--step-factor: only --schedule step"),
         ({"schedule": "step", "restart_epochs": 5}, "--restart-epochs: only --schedule restarts"),
+        ({"freeze": "backbone", "layer_decay": 0.5}, "--layer-decay: --freeze backbone fixes"),
         ({"schedule": "step", "warmup": 0, "min_lr": 0.1}, "--min-lr: --schedule step has it in"),
         ({"schedule": "constant", "warmup": 0, "min_lr": 0}, "--min-lr: --schedule constant"),
         ({"clip_grad": 0}, "--clip-grad 0: nothing would be learned."),

@@ -634,6 +634,15 @@ def scales(network: nn.Module, **options: float) -> dict[str, tuple[float, float
     return found
 
 
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_what_a_network_spares_has_no_weight_decay(layer_decay):
+    network = create_network("test_vit", 2, pretrained=False)
+    found = scales(network, layer_decay=layer_decay)
+    assert {"pos_embed", "cls_token"} <= network.no_weight_decay()
+    assert found["pos_embed"][1] == found["cls_token"][1] == 0.0
+    assert found["patch_embed.proj.weight"][1] == 0.1
+
+
 def test_biases_and_norms_have_no_weight_decay():
     found = scales(tiny())
     assert set(found) == {name for name, _ in tiny().named_parameters()}

@@ -196,6 +196,14 @@ def test_another_schedule_leaves_out_the_values_of_the_presets():
     assert kept["milestones"] == PRESETS["cifar10-sym"]["milestones"]
 
 
+def test_another_optimiser_leaves_out_the_rate_of_the_presets():
+    settings = with_preset("cifar10-sym", {"optimizer": "adamw"})
+    config = TrainConfig(data=Path("d"), **settings)
+    assert (config.lr, config.weight_decay, config.batch_size) == (None, None, 128)
+    assert with_preset("cifar10-sym", {"optimizer": "adamw", "lr": 0.5})["lr"] == 0.5
+    assert with_preset("cifar10-sym", {"optimizer": "sgd"})["lr"] == 0.02
+
+
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(ConfigError) as caught:
         with_preset("cifar10-symm", {})

@@ -93,6 +93,8 @@ def fit(
         observer.note(f"{foreign:,} true labels name a class that no label has: counted as wrong")
     for line in left_out(config.data):
         observer.note(line)
+    if config.schedule == "step" and min(config.milestones, default=0) >= config.epochs:
+        observer.note(f"the first of --milestones is beyond the last epoch: --lr stays")
     tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)
     tables = table_choice(config, manifest, runtime, group)

@@ -75,6 +75,7 @@ class Learner:
         self._keepers = [module for module in modules if isinstance(module, SampleTables)]
         self._gradients = GradientMean(group, parts)
         self._parameters = list(network.parameters())
+        self._parts = [list(part.parameters()) for part in parts]
         self.finite = FiniteWatch(device)
         self.optimizer = build_optimizer(config, network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.precision == "fp16")
@@ -149,15 +150,18 @@ class Learner:
         if self.scaler.is_enabled():  # looks for itself, and too large a scale is no bad sign
             if clip_grad is not None:
                 self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self._parameters, clip_grad)
+                for parameters in self._parts:
+                    torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if clip_grad is not None:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters, clip_grad, norm)
-            is_bad = self.finite.gradient(norm, number)
+            norms = []
+            for parameters in self._parts:  # two networks do not share what they are clipped to
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                norms.append(torch.nn.utils.get_total_norm(gradients))
+                if clip_grad is not None:
+                    torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad, norms[-1])
+            is_bad = self.finite.gradient(sum(norms[1:], norms[0]), number)
             if self.optimizer.defaults["fused"]:  # leaves out the step by it, as for a GradScaler
                 self.optimizer.found_inf = is_bad  # type: ignore[attr-defined]
                 self.optimizer.step()

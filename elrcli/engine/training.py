@@ -116,6 +116,7 @@ class Training:
         )
         self.signal = SharedSignal(group)
         self.processes_before = group.processes
+        self.precision_before = runtime.precision
         self.saved_at = time.monotonic()
         self.writer = BackgroundWriter()
 
@@ -139,6 +140,11 @@ class Training:
                 f"begun by {self.processes_before} processes, goes on with {self.group.processes}: "
                 f"{self.plan.batch_size * self.group.processes} images per step instead of "
                 f"{self.plan.batch_size * self.processes_before}"
+            )
+        if self.precision_before != self.runtime.precision:
+            observer.note(
+                f"begun in {self.precision_before}, goes on in {self.runtime.precision},"
+                f" as {self.runtime.device} does"
             )
         if self.part is not None:
             done = self.part.batches["train"]
@@ -554,6 +560,7 @@ class Training:
         return {
             "epoch": self.epoch,
             "processes": group.processes,
+            "precision": self.runtime.precision,
             "method": whole_state(learner.method, group, samples.owner),
             "record": whole_state(learner.record, group, samples.owner),
             "optimizer": learner.optimizer.state_dict()["state"],
@@ -570,6 +577,7 @@ class Training:
         self.epoch = range(self.config.epochs + 1)[state["epoch"]]
         learner.halvings = range(MOST_HALVINGS + 1)[state["halvings"]]
         self.processes_before = int(state.get("processes", 1))
+        self.precision_before = str(state["precision"])
         for module, saved in ((learner.method, state["method"]), (learner.record, state["record"])):
             own = own_state(module, saved, samples.share.rows, len(self.manifest))
             module.load_state_dict(own)

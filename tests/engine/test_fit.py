@@ -653,6 +653,27 @@ def test_a_gradient_clipped_to_nothing_moves_nothing(train):
     assert changed(run, 0, 1) == set()
 
 
+def test_two_networks_are_clipped_each_by_itself(train, monkeypatch):
+    clip = torch.nn.utils.clip_grads_with_norm_
+    norms: list[float] = []
+
+    def watched(parameters: list[nn.Parameter], limit: float, norm: Tensor) -> None:
+        clip(parameters, limit, norm)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    monkeypatch.setattr("torch.nn.utils.clip_grads_with_norm_", watched)
+    train(epochs=1, method="elr-plus", clip_grad=0.01, batch_size=8, val_fraction=0.0)
+    assert norms == pytest.approx([0.01] * 2 * 3, rel=1e-3)
+
+
+def test_milestones_beyond_the_run_are_said(train):
+    heard = Recorder()
+    train("late", epochs=1, schedule="step", milestones=(40.0, 80.0), observer=heard)
+    train("some", epochs=1, schedule="step", milestones=(0.5, 80.0), observer=heard)
+    assert heard.notes == ["the first of --milestones is beyond the last epoch: --lr stays"]
+
+
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(6, 2), (8, 3), (8, 4)])
 def test_accumulated_batches_equal_larger_ones(train, batch_size, accumulate):
     """24 images without BatchNorm: 2 x 6 make a batch of 12; 3 x 8, also where 4 are asked for."""

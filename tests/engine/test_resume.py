@@ -68,6 +68,16 @@ def test_a_run_stopped_within_an_epoch_equals_an_uninterrupted_one(
     assert_same(resumed, whole)
 
 
+def test_another_precision_is_said(train, monkeypatch, tmp_path):
+    monkeypatch.setattr("elrcli.engine.device._best_precision", lambda device: "bf16")
+    with pytest.raises(Interrupted):
+        train(batch_size=4, observer=StopsAt("epoch 2/2", 12))
+    monkeypatch.setattr("elrcli.engine.device._best_precision", lambda device: "fp32")
+    heard = Recorder()
+    resume(tmp_path / "run", observer=heard)
+    assert heard.notes[0] == "begun in bf16, goes on in fp32, as cpu does"
+
+
 def test_a_second_ctrl_c_leaves_at_once_without_saving(train, tmp_path):
     class Twice(StopsAt):
         def progress(self, stage: str, done: int, total: int | None) -> None:
