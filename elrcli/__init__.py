@@ -22,9 +22,13 @@ if TYPE_CHECKING:
         train,
         tune,
     )
+    from elrcli.audit.result import AuditResult
     from elrcli.config import TrainConfig
     from elrcli.demo import run_demo
-    from elrcli.engine.observer import Observer
+    from elrcli.engine.doctor import DoctorReport
+    from elrcli.engine.evaluate import Evaluation
+    from elrcli.engine.observer import Observer, TrainingPlan
+    from elrcli.engine.tune import TuneResult
     from elrcli.errors import (
         ConfigError,
         DataError,
@@ -41,10 +45,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditResult",
     "ConfigError",
     "DataError",
+    "DoctorReport",
     "ELRLoss",
     "ElrError",
+    "Evaluation",
     "Interrupted",
     "ModelError",
     "Observer",
@@ -53,6 +60,8 @@ __all__ = [
     "RunFolder",
     "TrainConfig",
     "TrainingError",
+    "TrainingPlan",
+    "TuneResult",
     "__version__",
     "apply_decisions",
     "audit_labels",
@@ -69,10 +78,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AuditResult": "elrcli.audit.result",
+    "DoctorReport": "elrcli.engine.doctor",
     "ELRLoss": "elrcli.methods.elr",
+    "Evaluation": "elrcli.engine.evaluate",
     "Observer": "elrcli.engine.observer",
     "RunFolder": "elrcli.run",
     "TrainConfig": "elrcli.config",
+    "TrainingPlan": "elrcli.engine.observer",
+    "TuneResult": "elrcli.engine.tune",
     "run_demo": "elrcli.demo",
     **dict.fromkeys(
         (

@@ -19,10 +19,13 @@ def modules_after(code: str) -> set[str]:
 
 def test_public_names_are_pinned():
     assert elrcli.__all__ == [
+        "AuditResult",
         "ConfigError",
         "DataError",
+        "DoctorReport",
         "ELRLoss",
         "ElrError",
+        "Evaluation",
         "Interrupted",
         "ModelError",
         "Observer",
@@ -31,6 +34,8 @@ def test_public_names_are_pinned():
         "RunFolder",
         "TrainConfig",
         "TrainingError",
+        "TrainingPlan",
+        "TuneResult",
         "__version__",
         "apply_decisions",
         "audit_labels",

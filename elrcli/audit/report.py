@@ -363,8 +363,8 @@ def _overall(
         "matrix": _matrix(summary.get("noise_matrix"), manifest),
         "histogram": counts.tolist(),
         "duplicates": {
-            "exact": sum(group.exact for _, group in groups),
-            "alike": sum(not group.exact for _, group in groups),
+            "exact": sum(group.has_same_file for _, group in groups),
+            "alike": sum(not group.has_same_file for _, group in groups),
             "differ": sum(differs for differs, _ in groups),
         },
         "unreadable": len(unreadable),

@@ -17,6 +17,11 @@ class DuplicateGroup(NamedTuple):
     exact: bool  # same bytes; else the pictures look the same
     partly_exact: bool = False  # they look the same, and some of them have the same bytes
 
+    @property
+    def has_same_file(self) -> bool:
+        """Whether some or all of them have the same bytes."""
+        return self.exact or self.partly_exact
+
     def labels_differ(self, labels: np.ndarray) -> bool:
         """Tell whether they have different ones of the given labels [N] of all manifest rows."""
         return bool((labels[list(self.rows)] != labels[self.rows[0]]).any())

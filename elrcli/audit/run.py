@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -98,7 +98,10 @@ def audit_run(
     evidence, ranking = _rank(evidence, features, manifest, threshold, suspects, observer)
     result = ranking.result
     summary = full_summary(result, ranking, manifest, threshold) | {
-        "cautions": cautions(evidence, manifest.classes),
+        "cautions": [
+            *cautions(evidence, manifest.classes),
+            *_never_drawn(manifest, evidence, unreadable),
+        ],
         "unreadable": [
             {"path": manifest.paths[row], "reason": unreadable[row]} for row in sorted(unreadable)
         ],
@@ -253,6 +256,22 @@ def predicted_evidence(
     return evidence, unreadable, features
 
 
+def _never_drawn(
+    manifest: Manifest, evidence: Evidence, unreadable: Mapping[int, str]
+) -> list[str]:
+    """Return a caution where images are missing that could be read."""
+    is_missing = np.ones(len(manifest), dtype=bool)
+    is_missing[evidence.rows] = False
+    is_missing[list(unreadable)] = False
+    count = int(is_missing.sum())
+    if count == 0:
+        return []
+    return [
+        f"{count:,} of {len(manifest):,} images were drawn in no epoch of the balanced training and"
+        " are not ranked. More --epochs draw more of them."
+    ]
+
+
 def _truth_columns(
     truth: Path, truth_column: str | None, path_columns: Sequence[str]
 ) -> tuple[str, str]:
@@ -326,7 +345,7 @@ def full_summary(
 def _duplicate_counts(groups: Sequence[DuplicateGroup], manifest: Manifest) -> dict[str, int]:
     return {
         "groups": len(groups),
-        "same_file": sum(group.exact or group.partly_exact for group in groups),
+        "same_file": sum(group.has_same_file for group in groups),
         "different_labels": sum(group.labels_differ(manifest.labels) for group in groups),
     }
 

@@ -64,8 +64,10 @@ def table_choice(
     rows = -(-len(manifest) // group.processes)
     free = group.gather((free_memory(runtime.device), free_memory(torch.device("cpu"))))
     near, host = (min(sizes) for sizes in zip(*free, strict=True))
-    if config.method == "sop":  # what it learns of each image has no other form or place
-        near = max(0, near - rows * row_bytes("fp32", manifest.num_classes))
+    # What has no other form or place: the record of each epoch, and what sop learns of each image.
+    near -= rows * torch.float16.itemsize * config.epochs
+    if config.method == "sop":
+        near -= rows * row_bytes("fp32", manifest.num_classes)
     return choose_tables(
         config.table,
         config.table_device,
@@ -73,7 +75,7 @@ def table_choice(
         classes=manifest.num_classes,
         tables=1 + config.networks,  # targets, predictions and, of two halves, the held-out ones
         device=str(runtime.device),
-        free=(near, host),
+        free=(max(0, near), host),
     )
 
 

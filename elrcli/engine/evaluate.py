@@ -16,6 +16,7 @@ from elrcli.engine.distributed import joined
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor
 from elrcli.errors import ConfigError, DataError
+from elrcli.run import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,12 @@ def evaluate_run(
     manifest = load_data(data, reading, classes=predictor.classes)
     rows = np.arange(len(manifest)) if split is None else manifest.rows(split)
     if len(rows) == 0:
-        raise DataError(f"{data}: has no images in the split '{split}'. Leave --split out.")
+        run = RunFolder(run_path)
+        remedy = "Leave --split out."
+        if split == "val" and run.manifest_file.is_file():
+            root = run.config().get("data_root")
+            remedy = f"What the run has drawn is in {run.manifest_file}, with --root {root}."
+        raise DataError(f"{data}: has no images in the split '{split}'. {remedy}")
     observer = observer or Observer()
     for line in left_out(data):
         observer.note(line)

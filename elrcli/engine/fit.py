@@ -94,7 +94,7 @@ def fit(
     for line in left_out(config.data):
         observer.note(line)
     if config.schedule == "step" and min(config.milestones, default=0) >= config.epochs:
-        observer.note(f"the first of --milestones is beyond the last epoch: --lr stays")
+        observer.note("the first of --milestones is beyond the last epoch: --lr stays")
     tries_batches = config.batch_size == AUTO
     config = resolve(config, manifest, network, prepared, group.processes)
     tables = table_choice(config, manifest, runtime, group)

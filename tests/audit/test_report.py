@@ -256,19 +256,21 @@ def test_pictures_beside_the_suspects_are_bounded(tmp_path: Path):
 def test_duplicates_with_different_labels_are_on_the_page(manifest: Manifest):
     groups = (
         DuplicateGroup((0, 3), True),  # the same label
-        DuplicateGroup((2, 4), False),  # hostile and dog
+        DuplicateGroup((2, 4), False, partly_exact=True),  # hostile and dog
         DuplicateGroup((6, 7), True),  # cat and dog
     )
     audit = make_audit(manifest, duplicates=groups)
     data = page_data(render_report(audit, manifest, max_suspects=2))
     assert [item["path"][2] for item in data["items"]] == ["0", "1", "2", "4", "6", "7"]
     assert data["twins"] == [
-        {"exact": True, "differ": True, "count": 2, "items": [4, 5]},
-        {"exact": False, "differ": True, "count": 2, "items": [2, 3]},
+        {"exact": True, "partlyExact": False, "differ": True, "count": 2, "items": [4, 5]},
+        {"exact": False, "partlyExact": True, "differ": True, "count": 2, "items": [2, 3]},
     ]
-    assert data["duplicates"] == {"exact": 2, "alike": 1, "differ": 2}
+    assert data["duplicates"] == {"exact": 3, "alike": 0, "differ": 2}
     data = page_data(render_report(audit, manifest))
-    assert data["twins"][2] == {"exact": True, "differ": False, "count": 2, "items": [0, 3]}
+    assert data["twins"][2]["exact"]
+    assert data["twins"][2]["items"] == [0, 3]
+    assert not data["twins"][2]["differ"]
 
 
 def test_a_picture_that_is_everywhere_does_not_fill_the_page(tmp_path: Path):

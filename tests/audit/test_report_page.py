@@ -836,6 +836,11 @@ def test_groups_of_duplicates_are_counted(
     groups = (DuplicateGroup((0, 3), False), DuplicateGroup((2, 9), False))
     page = open_page(replace(audit, duplicates=groups), manifest)
     assert "2 groups: 0 same file, 2 look the same; 1 with" in page.inner_text("#about")
+    groups = (DuplicateGroup((0, 3), False, partly_exact=True), DuplicateGroup((2, 9), False))
+    page = open_page(replace(audit, duplicates=groups), manifest)
+    assert "2 groups: 1 same file, 1 looks the same; 1 with" in page.inner_text("#about")
+    named = page.locator("#duplicates figcaption").all_inner_texts()
+    assert named[1] == "Looks the same, some are the same file, same label"
 
 
 @pytest.mark.parametrize("applies", [True, False])

@@ -48,6 +48,18 @@ def truth_csv(trained: tuple[RunFolder, dict[str, str]]) -> Path:
     return path
 
 
+def test_images_that_no_epoch_drew_are_counted(tmp_path):
+    truth = write_shapes(tmp_path / "shapes", per_class=20, size=32)
+    for path in sorted(path for path in truth if path.startswith("square"))[4:]:
+        (tmp_path / "shapes" / path).unlink()
+    tiny = {"backbone": "resnet10t", "pretrained": False, "image_size": 32, "workers": 0}
+    balanced = {"balanced": True, "val_fraction": 0.0, "epochs": 1}
+    config = TrainConfig(data=tmp_path / "shapes", **balanced, **tiny)
+    result = audit_run(fit(config, tmp_path / "run").path, report=False)
+    assert len(result) == 3 * 4
+    assert result.summary["cautions"][-1].startswith("32 of 44 images were drawn in no epoch of")
+
+
 def test_the_planted_errors_are_found_and_counted(trained, truth_csv, tmp_path):
     run, truth = trained
     result = audit_run(run.path, tmp_path, truth=truth_csv, truth_column="real", report=False)

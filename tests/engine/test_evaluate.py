@@ -115,8 +115,15 @@ def test_a_class_that_the_run_does_not_know(shared_run, tmp_path):
 
 
 def test_a_split_that_is_not_there(shared_run, shapes):
-    with pytest.raises(DataError, match="has no images in the split 'val'"):
+    with pytest.raises(DataError, match="has no images in the split 'val'") as caught:
         evaluate_run(shared_run.path, shapes, split="val", device="cpu")
+    own = shared_run.manifest_file
+    assert str(caught.value).endswith(f"is in {own}, with --root {shared_run.manifest().root}.")
+    reading = Reading(shared_run.manifest().root)
+    found = evaluate_run(shared_run.path, own, reading=reading, split="val", device="cpu")
+    assert found.images == len(shared_run.manifest().rows("val")) > 0
+    with pytest.raises(DataError, match=r"in the split 'test'\. Leave --split out"):
+        evaluate_run(shared_run.path, shapes, split="test", device="cpu")
     with pytest.raises(ConfigError, match="--split dev: choose one of train, val, test"):
         evaluate_run(shared_run.path, shapes, split="dev", device="cpu")
 

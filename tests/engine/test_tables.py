@@ -13,6 +13,8 @@ from elrcli.engine.finite import FiniteWatch
 from elrcli.engine.fit import resume
 from elrcli.engine.observer import Observer
 
+EPOCHS = 24 * 2 * 2  # bytes of the record: samples, epochs, halves of fp32
+
 
 class Notes(Observer):
     def __init__(self) -> None:
@@ -51,8 +53,8 @@ def test_a_table_on_the_host_changes_nothing(train):
 
 
 def test_the_choice_is_said_and_kept(train, monkeypatch, tmp_path):
-    """A device with 1 kB: the tables of 24 samples and 3 classes have 576 bytes as fp32."""
-    monkeypatch.setattr(automatic, "free_memory", lambda device: 1152)
+    """1 kB beside the record of 2 epochs: tables of 24 samples and 3 classes have 576 as fp32."""
+    monkeypatch.setattr(automatic, "free_memory", lambda device: 1152 + EPOCHS)
     observer = Notes()
     run = train(observer=observer)
     assert run.config()["settings"]["table"] == "fp16"
@@ -69,7 +71,7 @@ def test_the_choice_is_said_and_kept(train, monkeypatch, tmp_path):
 
 def test_what_sop_learns_leaves_less_for_the_tables(train, monkeypatch):
     """24 samples and 3 classes: 576 bytes of tables and 288 of SOP's own, a quarter may be used."""
-    monkeypatch.setattr(automatic, "free_memory", lambda device: 4 * 576)
+    monkeypatch.setattr(automatic, "free_memory", lambda device: 4 * 576 + EPOCHS)
     assert train(method="elr").config()["settings"]["table"] == "fp32"
     assert train("sop", method="sop").config()["settings"]["table"] == "fp16"
 
