@@ -170,6 +170,7 @@ def predict(
     keys of a row are `prediction_columns`; an image that cannot be read has only its path and
     `error`.
     """
+    from elrcli.data.folders import other_pictures
     from elrcli.data.inputs import expand_inputs
     from elrcli.engine.predict import predict_images
     from elrcli.run import RunFolder
@@ -185,6 +186,10 @@ def predict(
     inputs = expand_inputs(
         names, root=_path(root), path_column=path_column, follow_links=follow_links, stdin=sys.stdin
     )
+    observer = observer or Observer()
+    for name in filter(os.path.isdir, names):
+        for line in other_pictures(os.fspath(name)):
+            observer.note(line)
     predictions = predict_images(
         Path(run),
         [image.file for image in inputs],

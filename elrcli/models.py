@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import socket
 import threading
 import urllib.error
@@ -379,7 +380,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def check_classes(path: Path, classes: int) -> None:
-    """Raise ModelError unless a safetensors file has a tensor with one line per class.
+    """Raise ModelError unless a run's weights have a tensor with one line per class.
 
     It is asked before a head of so many classes takes memory.
     """
@@ -387,7 +388,10 @@ def check_classes(path: Path, classes: int) -> None:
         with safetensors.safe_open(path, framework="pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable state dict ({first_line(error)}).") from None
+        raise ModelError(
+            f"{path}: not a readable state dict ({first_line(error)}). Delete it:"
+            f" elr train --resume {shlex.quote(str(path.parent))} writes it anew."
+        ) from None
     if not any(shape[:1] == [classes] for shape in shapes):
         raise ModelError(f"{path}: weights do not fit {classes:,} classes. Restore the run folder.")
 

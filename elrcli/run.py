@@ -26,6 +26,7 @@ from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text,
 
 RUNS = Path("runs")
 LOCK = "lock"
+LARGEST_CURVES = 4 * 1024**2  # bytes
 AUDIT_FILES = ("summary.json", "audit.csv", "audit.jsonl", "audit.parquet", "report.html")
 FILES_IN = {  # what is written into the folders of a run
     "audit": AUDIT_FILES,
@@ -291,6 +292,16 @@ class RunFolder:
         except (OSError, ValueError, TypeError, csv.Error) as error:
             raise RunError(f"{self.metrics_file}: not a table of numbers ({error}).") from None
 
+    def curves(self) -> str | None:
+        """Return `curves.svg`; None where there is none that training can have written.
+
+        It becomes a part of a page that people send: a link may lead to anything.
+        """
+        file = self.curves_file
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST_CURVES:
+            return None
+        return file.read_text(encoding="utf-8", errors="replace")
+
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
@@ -301,7 +312,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+b", buffering=0)
+        file = open(folder / LOCK, "r+b", buffering=0, opener=_own_file)  # noqa: SIM115
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror or error}).") from None
     with file:
@@ -320,6 +331,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise RunError(f"{folder / LOCK}: cannot be written ({error.strerror}).") from None
         yield
+
+
+def _own_file(path: str, flags: int) -> int:
+    """Open a file for a lock, made where there is none; never what a link or a pipe leads to."""
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        raise RunError(f"{path}: not a file of its own, but a link or a pipe. Remove it.")
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def new_path(data: Path, kind: str) -> Path:

@@ -164,6 +164,41 @@ def test_a_picture_of_curves_that_is_no_text_does_no_harm(run):
     assert len(audit_run(run.path)) > 0
 
 
+@pytest.mark.parametrize("made", ["link", "dangling", "pipe"])
+def test_a_lock_is_a_file_of_its_own(run, tmp_path, made):
+    victim = tmp_path / "victim"
+    if made != "dangling":
+        victim.write_text("precious")
+    run.lock_file.unlink()
+    if made == "pipe":
+        os.mkfifo(run.lock_file)
+    else:
+        run.lock_file.symlink_to(victim)
+    for use in (
+        lambda: resume(run.path),
+        lambda: fit(run.train_config(), run.path, overwrite=True),
+    ):
+        with pytest.raises(RunError, match=r"lock: not a file of its own.*Remove it\."):
+            use()
+    assert victim.exists() == (made != "dangling")
+    assert made == "dangling" or victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("made", ["link", "huge"])
+def test_only_curves_of_the_run_are_shown(run, tmp_path, made):
+    secret = tmp_path / "secret"
+    secret.write_text("TOKEN-123")
+    run.curves_file.unlink()
+    if made == "link":
+        run.curves_file.symlink_to(secret)
+    else:
+        with run.curves_file.open("wb") as file:
+            file.truncate(2**33)
+    assert run.curves() is None
+    audit_run(run.path)
+    assert "svg+xml;base64" not in (run.audit_folder / "report.html").read_text()
+
+
 def test_settings_that_no_terminal_can_show_are_refused(run):
     content = run.config()
     content["settings"]["backbone"] = "\ud800\x1b[2J"

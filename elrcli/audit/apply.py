@@ -19,7 +19,7 @@ from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
 from elrcli.engine.interrupts import StopSignals
-from elrcli.errors import ConfigError, DataError, legible, listed
+from elrcli.errors import ConfigError, DataError, NotWritten, legible, listed
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
@@ -135,8 +135,13 @@ def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
         for row, label in zip(plan.rows.tolist(), plan.labels.tolist(), strict=True)
     )
     columns = [reading.path_column, reading.label_column]
-    write_table(out, columns if reading.split_column is None else [*columns, split_column], rows)
+    columns += [] if reading.split_column is None else [split_column]
     _write_log(log, plan)
+    try:
+        write_table(out, columns, rows)
+    except NotWritten:
+        log.unlink()
+        raise
     return log
 
 
@@ -168,14 +173,15 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
                 place = temporary / target
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _transfer(source, place, mode)
+            _write_log(log, plan)
             if out.is_dir():
                 out.rmdir()
             temporary.rename(out)
         except OSError as error:
+            log.unlink(missing_ok=True)
             raise DataError(_transfer_problem(out, mode, error)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _write_log(log, plan)
     return log
 
 

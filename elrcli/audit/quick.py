@@ -48,7 +48,7 @@ def run_for_audit(
     config = audit_config(data, settings)
     if not data.exists():
         raise DataError(f"{data}: no such file or folder. Name a run, or images to audit.")
-    if RunFolder(data / "run").is_run():
+    if RunFolder(data / "run").is_run() and (data / "summary.json").is_file():
         raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
     if out is not None and out.exists() and out.samefile(data):
         raise DataError(f"{out}: is the folder of the images. Choose another --out.")

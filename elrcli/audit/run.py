@@ -173,9 +173,7 @@ def _write_files(
     if gone:
         observer.note(f"{gone:,} images of the review page are not in {manifest.root} any more")
     observer.note("writing the review page")
-    curves = None
-    if run.curves_file.is_file():
-        curves = run.curves_file.read_text(encoding="utf-8", errors="replace")
+    curves = run.curves()
     is_around = os.path.abspath(folder / "run") == os.path.abspath(run.path)
     is_found = is_around or os.path.abspath(folder) == os.path.abspath(run.audit_folder)
     page = render_report(

@@ -12,6 +12,7 @@ import typer
 
 from elrcli.cli.options import Quiet
 from elrcli.config import TrainConfig, option_name
+from elrcli.errors import legible
 
 if TYPE_CHECKING:
     from elrcli.audit.apply import Plan
@@ -101,5 +102,5 @@ def plan_lines(plan: Plan, *, is_folder: bool) -> list[str]:
             " lack an ending such as .jpg. A CSV file lists them too"
         )
     if plan.emptied:
-        lines.append(f"no samples are left in: {', '.join(plan.emptied)}")
+        lines.append(f"no samples are left in: {', '.join(map(legible, plan.emptied))}")
     return lines

@@ -42,6 +42,10 @@ def predict(
             show_default="CSV on stdout",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a file of that name.", rich_help_panel=OUTPUT),
+    ] = False,
     top_k: Annotated[
         int,
         typer.Option(
@@ -79,6 +83,8 @@ def predict(
         table_format(out)
         if any(os.path.exists(name) and out.exists() and out.samefile(name) for name in images):
             raise ConfigError(f"{out}: is what is to be predicted. Choose another --out.")
+        if out.exists() and not overwrite:
+            raise ConfigError(f"{out}: exists. Add --overwrite, or choose another --out.")
     done = unreadable = 0
 
     def counted(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -70,6 +70,9 @@ class ImageCache:
         stem = folder / _fingerprint(manifest, load_size)
         self._pixels_path = stem.with_suffix(".pixels")
         self._index_path = stem.with_suffix(".index")
+        for path in (self._pixels_path, self._index_path):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                path.unlink()  # what a link or a pipe leads to is not ours to write
         with open(self._index_path, "ab") as file:
             file.truncate(len(manifest) * ENTRY.itemsize)
         if self._in_memory:
@@ -122,6 +125,9 @@ class ImageCache:
 
     def _forget_changed_files(self) -> None:
         entries = np.memmap(self._index_path, dtype=ENTRY, mode="r+")
+        stored = self._pixels_path.stat().st_size if self._pixels_path.exists() else 0
+        counts = 3.0 * entries["height"] * entries["width"]
+        entries[(counts > entries["end"]) | (entries["end"] > stored)] = np.zeros((), dtype=ENTRY)
         for row in np.flatnonzero(entries["end"]).tolist():
             if entries[row][["mtime_ns", "size"]].item() != _stamp(self._manifest.file(row)):
                 entries[row] = np.zeros((), dtype=ENTRY)

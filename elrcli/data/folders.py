@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from elrcli.data.images import IMAGE_SUFFIXES
 from elrcli.data.rows import SPLIT_CODES, Rows
 from elrcli.errors import DataError, legible, listed
+
+# Kinds of pictures that nothing here can read, as cameras and phones write them.
+# fmt: off
+OTHER_PICTURES = (
+    ".heic", ".heif", ".hif", ".jxl", ".svg",
+    ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2",
+)
+# fmt: on
 
 
 def scan_folder(folder: Path, follow_links: bool) -> Rows:
@@ -48,7 +57,7 @@ def left_out(data: Path) -> list[str]:
         return []
     root = os.path.abspath(data)
     splits = [name for name, _ in _split_folders(root, data)]
-    lines = []
+    lines = other_pictures(root)
     for top in (root, *(os.path.join(root, name) for name in splits)):
         loose = _count_images(top)
         if loose:
@@ -64,6 +73,17 @@ def left_out(data: Path) -> list[str]:
         if not splits and name.lower() in SPLIT_CODES and len(_subfolders(place)) > 1:
             lines.append(f"{legible(place)}: taken for a class: images lie beside its folders")
     return lines
+
+
+def other_pictures(folder: str) -> list[str]:
+    """Return a line about pictures below a folder whose kind is not read, if there are any."""
+    names = (name for _, _, files in os.walk(folder) for name in files if name[0] != ".")
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
+    found = {kind: kinds[kind] for kind in OTHER_PICTURES if kinds[kind]}
+    if not found:
+        return []
+    count = f"{sum(found.values()):,} pictures of a kind that is not read ({', '.join(found)})"
+    return [f"{legible(folder)}: {count}, left out. Convert them to JPEG or PNG"]
 
 
 def _holds_images(folder: str) -> bool:
@@ -210,7 +230,8 @@ def _nothing_found(folder: str) -> str:
     """Say what a folder without labelled images has instead."""
     layout = "Put images into one sub-folder per class, or list them in a CSV file (path,label)."
     if not _has_image(folder):
-        return f"{folder}: no images found. {layout}"
+        others = "".join(f"\n{line}" for line in other_pictures(folder))
+        return f"{folder}: no images found. {layout}{others}"
     parent = os.path.dirname(os.path.abspath(folder))
     try:
         beside = [name for name in _subfolders(parent) if _has_image(os.path.join(parent, name))]

@@ -135,7 +135,8 @@ def load_data(
     manifest = _build(Path(os.path.abspath(root)), rows, order, classes, data)
     if manifest.num_classes < 2 and classes is None:
         raise DataError(
-            f"{data}: only one class, '{manifest.classes[0]}'. A classifier needs at least two."
+            f"{data}: only one class, '{legible(manifest.classes[0])}'. A classifier needs at least"
+            " two."
         )
     return manifest
 

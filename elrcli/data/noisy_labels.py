@@ -13,7 +13,7 @@ from PIL import Image
 from elrcli.data import noise
 from elrcli.data.images import ImageProblem, read_image
 from elrcli.data.manifest import Manifest
-from elrcli.errors import ConfigError, DataError, UsageError
+from elrcli.errors import ConfigError, DataError, UsageError, legible
 
 NOISE_KINDS = ("symmetric", "asymmetric", "pair", "matrix", "instance")
 FEATURE_SIDE = 16  # instance-dependent noise looks at grey pictures of this size
@@ -126,7 +126,7 @@ def _small_pictures(
         try:
             pixels = read_image(manifest.file(row), side)
         except ImageProblem as problem:
-            note(f"{manifest.paths[row]}: {problem}")
+            note(f"{legible(manifest.paths[row])}: {problem}")
         else:
             picture = Image.fromarray(pixels).convert("L").resize((side, side))
             pictures[place] = np.asarray(picture, dtype=np.float32).ravel()

@@ -19,7 +19,7 @@ import elrcli
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.engine.checkpoints import write_tensors
 from elrcli.engine.predict import Predictor
-from elrcli.errors import ConfigError, ModelError, RunError, first_line
+from elrcli.errors import ConfigError, ModelError, NotWritten, RunError, first_line
 from elrcli.models import (
     Preprocessing,
     is_from_timm,
@@ -146,8 +146,15 @@ def _write_for_timm(predictor: Predictor, backbone: str, file: Path) -> None:
     network = predictor.network
     config = timm_config(backbone, predictor.classes, predictor.preprocessing)
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    write_tensors(file, tensors, {"format": "pt"} | _facts(predictor, backbone))
-    write_text(file.parent / "config.json", json_text(config))
+    description = file.parent / "config.json"
+    is_new = not description.exists()
+    write_text(description, json_text(config))
+    try:
+        write_tensors(file, tensors, {"format": "pt"} | _facts(predictor, backbone))
+    except NotWritten:
+        if is_new:
+            description.unlink()
+        raise
 
 
 # --- ONNX ---

@@ -60,8 +60,8 @@ from elrcli.engine.metrics import (
 from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.optimizers import restore_optimizer
 from elrcli.engine.samples import OwnSamples
-from elrcli.engine.unreadable import UnreadableImages
-from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError, first_line
+from elrcli.engine.unreadable import UnreadableImages, too_many_unreadable
+from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError, first_line, legible
 from elrcli.methods.averages import WeightAverage
 from elrcli.methods.sending import sent
 from elrcli.models import Preprocessing, members, training_mode
@@ -265,7 +265,7 @@ class Training:
         own = self.learner.finite.look()
         found = None
         if own is not None:
-            paths = [self.manifest.paths[row] for row in own.rows]
+            paths = [legible(self.manifest.paths[row]) for row in own.rows]
             named = ", ".join(paths[:NAMED])
             more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
             # A bad gradient is everybody's, a bad loss that of one process.
@@ -472,13 +472,15 @@ class Training:
         network, share = self.learner.method.prediction_network().eval(), self.samples.share
         own = Features.empty(len(share.rows))
         loader, done, total = self.loaders.every_image(), 0, len(self.manifest)
-        known = len(self.unreadable)
+        known, lost = len(self.unreadable), list[int]()
         for look in look_at_images(network, loader, self.runtime, self.preprocessing):
             own.keep(look, share.places(look.batch.index).numpy())
             done += self._count(look.batch)
             self.unreadable.add(look.batch.unreadable)
+            lost += [row for row, _ in look.batch.unreadable]
             observer.progress("features", min(done, total), total)
             self._end_if_told(stop)
+        self._check_still_there(lost)
         self.unreadable.share(self.group)
         if len(self.unreadable) > known:  # in a balanced training, of images that no epoch drew
             self.save()
@@ -488,6 +490,17 @@ class Training:
         )
         if self.group.is_first:
             Features(vectors, thumbnails).save(self.run.features_file)
+
+    def _check_still_there(self, lost: list[int]) -> None:
+        """Raise DataError if too many rows are `lost` that were read before: a disk is away."""
+        places = self.samples.share.places(torch.tensor(lost, dtype=torch.int64))
+        was_read = self.learner.record.visits.cpu()[places] > 0
+        gone = int(self.group.sum(was_read.sum()[None]))
+        if too_many_unreadable(gone, len(self.manifest), self.config.max_unreadable):
+            raise DataError(
+                f"{self.manifest.root}: {gone:,} images that training has read cannot be read any"
+                f" more. Bring them back. {self.remedy}"
+            )
 
     def _epoch_metrics(self, totals: EpochTotals, part: PartOfEpoch) -> dict[str, float]:
         samples, learner, group = self.samples, self.learner, self.group
@@ -577,7 +590,7 @@ class Training:
         self.epoch = range(self.config.epochs + 1)[state["epoch"]]
         learner.halvings = range(MOST_HALVINGS + 1)[state["halvings"]]
         self.processes_before = int(state.get("processes", 1))
-        self.precision_before = str(state["precision"])
+        self.precision_before = str(state.get("precision", self.runtime.precision))
         for module, saved in ((learner.method, state["method"]), (learner.record, state["record"])):
             own = own_state(module, saved, samples.share.rows, len(self.manifest))
             module.load_state_dict(own)

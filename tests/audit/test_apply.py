@@ -8,6 +8,7 @@ import signal
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from elrcli.audit.apply import (
 )
 from elrcli.config import Reading
 from elrcli.data.manifest import Manifest, StringTable, load_data
-from elrcli.errors import ConfigError, DataError, Interrupted
+from elrcli.errors import ConfigError, DataError, Interrupted, NotWritten
+from elrcli.tables import write_table
 
 HEADER = "path,label,decision,new_label\n"
 
@@ -572,6 +574,26 @@ def test_a_full_disk_has_no_other_mode_as_remedy(
         write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=False)
     assert str(caught.value) == f"{out}: cannot be written (No space left on device)."
     assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_a_table_or_log_that_cannot_be_written_leaves_no_half(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    plan = plan_corrections(manifest, None)
+    for which in ("out.csv", "out.changes.csv"):
+
+        def write(path: Path, *rest: Any, which: str = which) -> None:
+            if path.name == which:
+                raise NotWritten(f"{path}: cannot be written (No space left on device).")
+            write_table(path, *rest)
+
+        monkeypatch.setattr("elrcli.audit.apply.write_table", write)
+        with pytest.raises(NotWritten):
+            write_csv(plan, tmp_path / "out.csv", Reading())
+        if which == "out.changes.csv":
+            with pytest.raises(NotWritten):
+                write_folder(plan, tmp_path / "out", mode="copy", with_split=False)
+        assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
 def test_hard_link_leads_to_the_image_behind_a_link(tmp_path: Path, manifest: Manifest):

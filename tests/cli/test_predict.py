@@ -131,6 +131,18 @@ def test_what_is_predicted_is_never_overwritten(elr, run):
     assert Path("in.csv").read_text() == "path\na.png\n"
 
 
+def test_a_file_is_replaced_only_when_asked_for(elr, run):
+    Path("t.csv").write_text("path,label\na.png,checked by hand\n")
+    outcome = elr("predict", run, "a.png", "--out", "t.csv")
+    assert outcome.code == 1
+    assert outcome.err == "error: t.csv: exists. Add --overwrite, or choose another --out.\n"
+    assert "checked by hand" in Path("t.csv").read_text()
+    assert elr("predict", run, "a.png", "--out", "t.csv", "--overwrite").code == 0
+    assert Path("t.csv").read_text() == "path,label,confidence,error\na.png,dog,0.7,\n"
+    outcome = elr("predict", run, "t.csv", "--out", "t.csv", "--overwrite")
+    assert outcome.err == "error: t.csv: is what is to be predicted. Choose another --out.\n"
+
+
 def test_unreadable_images_are_counted_apart(elr, run):
     outcome = elr("predict", run, "a.png", "pics", "bad.png", "--out", "t.csv")
     assert outcome.code == 1

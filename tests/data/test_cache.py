@@ -98,6 +98,33 @@ def test_damaged_pixels_are_read_again(manifest, reads, tmp_path):
     assert len(reads) == 3
 
 
+@pytest.mark.parametrize("suffix", [".index", ".pixels"])
+@pytest.mark.parametrize("is_link", [True, False])
+def test_nothing_is_written_through_a_link_or_a_pipe(manifest, tmp_path, suffix, is_link):
+    make(manifest, "disk", tmp_path / "cache").read(0)
+    (file,) = (tmp_path / "cache").glob(f"*{suffix}")
+    file.unlink()
+    (tmp_path / "precious").write_text("precious")
+    file.symlink_to(tmp_path / "precious") if is_link else os.mkfifo(file)
+    image = make(manifest, "disk", tmp_path / "cache").read(0)
+    np.testing.assert_array_equal(image, read_image(manifest.file(0), 8))
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert file.is_file()
+    assert not file.is_symlink()
+
+
+def test_entries_of_images_that_cannot_be_are_forgotten(manifest, reads, tmp_path):
+    make(manifest, "disk", tmp_path / "cache").read(0)
+    (index,) = (tmp_path / "cache").glob("*.index")
+    entries = np.memmap(index, dtype=module.ENTRY, mode="r+")
+    for end, side in (2**43, 2**20), (16 * 8 * 3, 2**30), (16 * 8 * 3 + 1, 8):
+        entries["end"][0], entries["height"][0], entries["width"][0] = end, side, side
+        entries.flush()
+        reads.clear()
+        make(manifest, "disk", tmp_path / "cache").read(0)
+        assert len(reads) == 1
+
+
 def test_a_full_disk_means_no_cache_and_no_failure(manifest, reads, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RESERVE", 2**62)
     monkeypatch.setattr(

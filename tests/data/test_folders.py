@@ -39,6 +39,17 @@ def test_other_files_hidden_files_and_empty_folders_are_left_out(tmp_path):
     assert manifest.classes == ("a", "b")
 
 
+def test_pictures_of_other_kinds_are_counted(tmp_path):
+    touch(
+        tmp_path, "a/1.png", "a/2.HEIC", "a/._2.heic", "b/3.png", "b/x/4.heic", "b/5.dng", "c/6.txt"
+    )
+    others = f"{tmp_path}: 3 pictures of a kind that is not read (.heic, .dng), left out. Convert"
+    assert left_out(tmp_path)[0].startswith(others)
+    for name in "a/1.png", "b/3.png":
+        (tmp_path / name).unlink()
+    assert others in error_of(tmp_path)
+
+
 def test_nested_folders_belong_to_their_class(tmp_path):
     touch(tmp_path, "a/x/y/1.png", "b/2.png")
     assert labels_by_path(load_data(tmp_path)) == {"a/x/y/1.png": "a", "b/2.png": "b"}

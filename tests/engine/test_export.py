@@ -22,7 +22,7 @@ from elrcli.data.images import read_image
 from elrcli.engine.export import Classifier, _cause, export_format, export_run, largest_difference
 from elrcli.engine.fit import fit
 from elrcli.engine.predict import Predictor, predict_images
-from elrcli.errors import ConfigError, ModelError, RunError
+from elrcli.errors import ConfigError, ModelError, NotWritten, RunError
 from elrcli.models import Preprocessing
 from elrcli.run import RunFolder, json_text, write_text
 from tests.engine.conftest import TINY
@@ -332,6 +332,21 @@ def test_an_earlier_export_is_replaced_when_asked_for(shared_run, tmp_path):
     file.unlink()
     with pytest.raises(RunError, match=r"config\.json: exists\. Add --overwrite"):
         export_run(shared_run.path, file)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_weights_that_cannot_be_written_leave_no_half(shared_run, tmp_path, monkeypatch, is_new):
+    file, config = tmp_path / "m.safetensors", tmp_path / "config.json"
+    if not is_new:
+        export_run(shared_run.path, file)
+
+    def refuse(*_: object) -> None:
+        raise NotWritten(f"{file}: cannot be written (no space).")
+
+    monkeypatch.setattr("elrcli.engine.export.write_tensors", refuse)
+    with pytest.raises(NotWritten):
+        export_run(shared_run.path, file, overwrite=True)
+    assert file.exists() == config.exists() == (not is_new)
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "bert"}', "not json"])

@@ -397,6 +397,23 @@ def test_what_a_balanced_training_meets_last_is_listed_too(train, uneven):
     assert len(load_checkpoint(run.checkpoint_folder)["unreadable"]) == 9
 
 
+def test_data_that_is_away_in_the_last_look_does_not_end_the_run(train, shapes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    run = train(data=data)
+    features = run.features_file.read_bytes()
+    run.features_file.unlink()
+    data.rename(tmp_path / "away")
+    with pytest.raises(DataError) as caught:
+        resume(run.path)
+    assert "24 images that training has read cannot be read any more. Bring" in str(caught.value)
+    assert not run.unreadable_file.read_text().count("\n") > 1
+    assert not run.features_file.exists()
+    (tmp_path / "away").rename(data)
+    resume(run.path)
+    assert run.features_file.read_bytes() == features
+
+
 def test_a_single_image_left_in_a_batch_does_not_stop_training(train, damaged):
     run = train(data=damaged, val_fraction=0.0, batch_size=2)
     assert all(tensor.isfinite().all() for tensor in weights(run, 2).values())

@@ -200,8 +200,12 @@ def test_bad_preprocessing_is_a_run_error(run_copy, value):
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x10\0\0\0\0\0\0\0" + b"{" * 16])
 def test_a_damaged_model_is_named(run_copy, content):
     run_copy.model_file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.safetensors: not a readable state dict"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: not a readable state dict"
+    ) as caught:
         Predictor.load(run_copy.path)
+    remedy = f"Delete it: elr train --resume {run_copy.path} writes it anew."
+    assert str(caught.value).endswith(remedy)
 
 
 def test_a_model_for_other_classes_is_named(run_copy):
