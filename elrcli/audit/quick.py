@@ -15,6 +15,7 @@ from elrcli.config import (
     TrainConfig,
     plain_name,
 )
+from elrcli.data.folders import image_paths
 from elrcli.data.manifest import manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.checkpoints import has_checkpoint
@@ -48,7 +49,7 @@ def run_for_audit(
     config = audit_config(data, settings)
     if not data.exists():
         raise DataError(f"{data}: no such file or folder. Name a run, or images to audit.")
-    if RunFolder(data / "run").is_run() and (data / "summary.json").is_file():
+    if RunFolder(data / "run").is_run() and not any(image_paths(str(data))):
         raise DataError(f"{data}: holds an audit, no images. Its run is {data / 'run'}.")
     if out is not None and out.exists() and out.samefile(data):
         raise DataError(f"{out}: is the folder of the images. Choose another --out.")

@@ -79,5 +79,5 @@ def check_removed(data: ReviewedData, stays: np.ndarray, place: Path) -> None:
         names = [f"'{legible(data.manifest.paths[row])}'" for row in missing]
         raise DataError(
             f"{place}: {len(missing)} samples of the run are gone. Bring them back, or decide"
-            " 'remove' for them, by hand where the review page did not show them:\n" + listed(names)
+            " 'remove' for them:\n" + listed(names)
         )

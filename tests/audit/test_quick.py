@@ -207,6 +207,12 @@ def test_the_folder_around_a_run_leads_to_it(out):
         audit_labels(out)
 
 
+def test_a_run_inside_the_images_does_not_hide_them(photos, out):
+    shutil.copytree(out / "run", photos / "run")
+    result = audit_labels(photos, report=False, **TINY)
+    assert len(result) == len(list(photos.rglob("*.png")))
+
+
 def test_overwrite_needs_out(photos):
     with pytest.raises(ConfigError, match="--overwrite: needs --out"):
         audit_labels(photos, overwrite=True)
