@@ -83,6 +83,8 @@ def evaluation_lines(evaluation: Evaluation, room: int | None = None) -> list[st
         ("accuracy", f"{evaluation.accuracy:.2%}"),
         [
             ("balanced accuracy", f"{evaluation.balanced_accuracy:.2%}"),
+            *_if_known("top-5 accuracy", evaluation.top5_accuracy),
+            *_if_known("calibration error", evaluation.calibration_error),
             ("images", f"{evaluation.images:,}"),
             *([("left out", f"{len(evaluation.unreadable):,}")] if evaluation.unreadable else []),
         ],
@@ -114,6 +116,10 @@ def _confusion_lines(evaluation: Evaluation, room: int | None) -> list[str]:
     largest = sorted(cells, key=lambda cell: (-cell[0], cell[1], cell[2]))[:CONFUSIONS]
     rows = [(classes[i], classes[j], f"{count:,}") for count, i, j in largest]
     return aligned(("label", "predicted", "images"), rows, left=2)
+
+
+def _if_known(name: str, value: float | None) -> list[tuple[str, str]]:
+    return [] if value is None else [(name, f"{value:.2%}")]
 
 
 def _share(value: float | None) -> str:

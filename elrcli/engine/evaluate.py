@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from elrcli.engine.predict import NOT_FINITE, Predictor
 from elrcli.errors import ConfigError, DataError
 from elrcli.run import RunFolder
 
+BINS = 15  # of confidence: usual for the expected calibration error
+FEW = 5  # classes that may hold the label
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -30,18 +33,52 @@ class Evaluation:
     confusion: np.ndarray  # [K, K] int64 counts, rows are labels, columns predictions
     classes: tuple[str, ...]
     unreadable: list[tuple[str, str]]  # (path, reason)
+    top5_accuracy: float | None = None  # [0, 1]; None for up to five classes
+    calibration_error: float | None = None  # [0, 1], 0 is best, see `Confidence`
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
         return {
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
+            "top5_accuracy": self.top5_accuracy,
+            "calibration_error": self.calibration_error,
             "images": self.images,
             "per_class": self.per_class,
             "confusion": self.confusion.tolist(),
             "classes": list(self.classes),
             "unreadable": [{"path": path, "reason": reason} for path, reason in self.unreadable],
         }
+
+
+class Confidence:
+    """Sums over images: how far confidence is from accuracy, and labels among the likeliest five.
+
+    The expected calibration error (Guo et al., ICML 2017) is the mean over images of the distance
+    between mean confidence and accuracy of their bin, one of 15 of equal width.
+    """
+
+    def __init__(self) -> None:
+        self._bins = np.zeros((BINS, 3))  # images, of these right, sum of confidences
+        self._among_few = 0
+
+    def add(self, probs: np.ndarray, labels: np.ndarray) -> None:
+        """Add predictions [B, K] for images with these labels [B]."""
+        confidence, is_right = probs.max(axis=1), probs.argmax(axis=1) == labels
+        place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+        columns = np.ones(len(labels)), is_right, confidence
+        np.add.at(self._bins, place, np.stack(columns, axis=1))
+        likelier = (probs > probs[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+        self._among_few += int((likelier < FEW).sum())
+
+    def top5_accuracy(self) -> float:
+        """Return the share of images whose label is among the five likeliest classes."""
+        return self._among_few / float(self._bins[:, 0].sum())
+
+    def calibration_error(self) -> float:
+        """Return the expected calibration error in [0, 1], of at least one image."""
+        images, right, confidence = self._bins.T
+        return float(np.abs(right - confidence).sum() / images.sum())
 
 
 @joined()
@@ -77,13 +114,14 @@ def evaluate_run(
     for line in left_out(data):
         observer.note(line)
     count = len(predictor.classes)
-    confusion = np.zeros((count, count), dtype=np.int64)
+    confusion, confidence = np.zeros((count, count), dtype=np.int64), Confidence()
     unreadable: list[tuple[str, str]] = []
     done = 0
     for seen, probs, problems in predictor.manifest_batches(
         manifest, rows, batch_size=batch_size, workers=workers
     ):
         np.add.at(confusion, (manifest.labels[seen], probs.argmax(axis=1)), 1)
+        confidence.add(probs, manifest.labels[seen])
         unreadable += [(manifest.paths[row], reason) for row, reason in problems]
         done += len(seen) + len(problems)
         observer.progress("evaluate", done, len(rows))
@@ -91,7 +129,12 @@ def evaluate_run(
         path, reason = unreadable[0]
         what = "predicted" if reason == NOT_FINITE else "read"
         raise DataError(f"{data}: no image can be {what}. {path}: {reason}.")
-    return evaluation_of(confusion, predictor.classes, unreadable)
+    found = evaluation_of(confusion, predictor.classes, unreadable)
+    return replace(
+        found,
+        top5_accuracy=confidence.top5_accuracy() if count > FEW else None,
+        calibration_error=confidence.calibration_error(),
+    )
 
 
 def evaluation_of(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_a_matrix_that_is_wider_than_the_terminal_is_a_list(room, is_matrix):
     lines = evaluation_lines(found, room)
     assert ("label \\ predicted  beagle  collie" in lines) == is_matrix
     assert ("label   predicted  images" in lines) == (not is_matrix)
+
+
+def test_confidence_is_shown_where_it_is_known(elr, monkeypatch):
+    found = evaluation_of(np.array([[1]]), ("cat",), [])
+    found = replace(found, top5_accuracy=0.925, calibration_error=0.0312)
+    monkeypatch.setattr("elrcli.engine.evaluate.evaluate_run", lambda *_, **__: found)
+    lines = elr("evaluate", "run", "data").out.splitlines()
+    assert lines[2:4] == ["top-5 accuracy      92.50%", "calibration error    3.12%"]
+    figures = json.loads(elr("evaluate", "run", "data", "--json").out)
+    assert (figures["top5_accuracy"], figures["calibration_error"]) == (0.925, 0.0312)
 
 
 def test_a_class_that_never_occurs_has_no_figures(elr, monkeypatch):

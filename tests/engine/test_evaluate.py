@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elrcli.config import Reading
-from elrcli.engine.evaluate import evaluate_run, evaluation_of
+from elrcli.engine.evaluate import Confidence, evaluate_run, evaluation_of
 from elrcli.engine.inference import predict_batches
 from elrcli.engine.predict import predict_images
 from elrcli.errors import ConfigError, DataError, RunError
@@ -39,6 +39,24 @@ def test_a_class_that_never_occurs_has_no_figures():
     assert (empty["precision"], empty["recall"], empty["f1"]) == (None, None, None)
 
 
+def test_confidence_against_figures_by_hand():
+    probs = np.full((4, 6), 0.01)
+    probs[:, 0] = 0.95, 0.95, 0.65, 0.30
+    probs[3, 1:] = 0.2, 0.2, 0.2, 0.05, 0.05
+    labels = np.array([0, 1, 0, 4])
+    found = Confidence()
+    for part in (slice(0, 1), slice(1, 4)):
+        found.add(probs[part], labels[part])
+    bins = abs(1 - 1.9) + abs(1 - 0.65) + abs(0 - 0.30)  # right minus sum of confidences
+    assert found.calibration_error() == pytest.approx(bins / 4)
+    assert found.top5_accuracy() == 1.0  # ties count
+    found.add(np.array([[0.3, 0.2, 0.2, 0.1, 0.1, 0.05]]), np.array([5]))
+    assert found.top5_accuracy() == 4 / 5
+    sure = Confidence()
+    sure.add(np.array([[1.0, 0.0]]), np.array([0]))
+    assert sure.calibration_error() == 0.0
+
+
 def test_to_dict_is_json_with_the_accuracy_first():
     found = evaluation_of(np.array([[1, 0], [1, 0]]), ("a", "b"), [("x.png", "broken")])
     content = json.loads(json.dumps(found.to_dict()))
@@ -49,7 +67,7 @@ def test_to_dict_is_json_with_the_accuracy_first():
 
 def test_a_run_on_a_folder_agrees_with_its_predictions(shared_run, shapes):
     files = sorted(shapes.rglob("*.png"))
-    predictions = predict_images(shared_run.path, files, device="cpu")
+    predictions = list(predict_images(shared_run.path, files, device="cpu"))
     classes = shared_run.classes()
     right = [
         classes[prediction.probabilities.argmax()] == file.parent.name
@@ -57,6 +75,11 @@ def test_a_run_on_a_folder_agrees_with_its_predictions(shared_run, shapes):
     ]
     found = evaluate_run(shared_run.path, shapes, device="cpu", batch_size=7)
     assert found.accuracy == pytest.approx(np.mean(right))
+    sums = Confidence()
+    names = [classes.index(file.parent.name) for file in files]
+    sums.add(np.stack([one.probabilities for one in predictions]), np.array(names))
+    assert found.calibration_error == pytest.approx(sums.calibration_error(), abs=1e-4)
+    assert found.top5_accuracy is None
     assert found.images == 24
     assert found.confusion.sum(axis=1).tolist() == [8, 8, 8]
 
