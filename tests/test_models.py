@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import pickle
 import socket
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -27,6 +29,7 @@ from elrcli.models import (
     features_kept,
     freeze,
     has_batch_norm,
+    lay_out,
     list_backbones,
     load_weights,
     members,
@@ -615,6 +618,56 @@ def test_networks_for_32_pixels_are_backbones_like_others(backbone, tmp_path):
 def test_networks_of_the_large_sets_are_timms(backbone):
     names = list_backbones(f"{backbone}.*", pretrained=True)
     assert names[0].startswith(f"{backbone}.")  # with the tag of the weights
+
+
+# --- memory format ---
+
+
+class Pools(nn.Module):
+    """Tells whether what comes in is in channels_last alone."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.weights = nn.Conv2d(3, 4, 3)
+        self.pool = nn.AvgPool2d(3, padding=padding)
+
+    def forward(self, images: torch.Tensor) -> bool:
+        return not images.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "padding", "is_channels_last"),
+    [
+        ("cpu", "2.11.0", 1, True),
+        ("mps", "2.14.1", 0, False),
+        ("cuda", "2.14.1+cu130", 1, True),
+        ("cuda", "2.13.0+cu130", 1, False),
+        ("cuda", "2.13.0+cu130", 0, True),
+    ],
+)
+def test_networks_are_laid_out_as_the_device_computes_right(
+    monkeypatch, device, version, padding, is_channels_last
+):
+    monkeypatch.setattr(torch, "__version__", version)
+    network = Pools(padding)
+    monkeypatch.setattr(network, "to", functools.partial(_stay, network))
+    lay_out(network, torch.device(device))
+    images = torch.zeros(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    assert network(images) == is_channels_last
+    assert (not network.weights.weight.is_contiguous()) == is_channels_last
+
+
+def _stay(network: nn.Module, device: object = None, **formats: Any) -> nn.Module:
+    """Convert a network without moving it."""
+    return nn.Module.to(network, **formats) if formats else network
+
+
+def test_inception_v3_pools_in_functions(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    network = create_network("inception_v3", 2, pretrained=False)
+    monkeypatch.setattr(network, "to", functools.partial(_stay, network))
+    lay_out(network, torch.device("cuda"))
+    assert next(network.parameters()).is_contiguous()
 
 
 # --- parameter groups ---

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from elrcli.engine.launch import launch
-from elrcli.engine.memory import keep_freed_memory, memory_explained
-from elrcli.errors import ModelError
+from elrcli.engine.memory import is_out_of_memory, keep_freed_memory, memory_explained
+from elrcli.errors import ModelError, first_line
 from elrcli.methods.sending import sent
 from elrcli.models import Preprocessing
 
@@ -75,7 +76,8 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         raise ModelError(f"--precision {precision}: choose one of {known}.")
     chosen = _choose_device(device)
     if chosen.type == "cuda":
-        with memory_explained(chosen, "Choose another --device."):
+        with memory_explained(chosen, "Choose another --device."), _failure_explained(chosen):
+            torch.cuda.set_device(chosen)  # seeds, precision, NCCL and captures go by it
             _let_backward_begin(chosen)
     elif chosen.type == "cpu":
         keep_freed_memory()
@@ -84,6 +86,20 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     if precision == "fp16" and chosen.type == "cpu":
         raise ModelError("--precision fp16: needs a GPU. Use fp32 or bf16 on the CPU.")
     return Runtime(chosen, precision)
+
+
+@contextmanager
+def _failure_explained(device: torch.device) -> Iterator[None]:
+    """Turn what a GPU that is too old or does not work says into `ModelError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error, device):
+            raise
+        raise ModelError(
+            f"{device}: does not work ({first_line(error)}). `elr doctor` says more;"
+            " or take --device cpu."
+        ) from error
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -136,6 +152,7 @@ def _choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ModelError(f"--device {name}: this machine has {count} CUDA devices. Use auto.")
+        device = torch.device("cuda", device.index or 0)
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise ModelError("--device mps: not available on this machine. Use auto.")
@@ -156,7 +173,6 @@ def _choose_own_device(name: str, local_rank: int) -> torch.device:
             f"--device {name}: this machine has {count} CUDA devices. Lower --nproc-per-node, "
             "or add --device cpu."
         )
-    torch.cuda.set_device(local_rank)  # NCCL goes by it
     return torch.device("cuda", local_rank)
 
 

@@ -97,11 +97,11 @@ class Group:
         """Return the rows of all processes in manifest order, on the CPU of the first process.
 
         part [n, ...] the rows of this process, owner [N] the process of each row -> [N, ...];
-        the part itself on the other processes.
+        the part itself on the other processes, and where there is one alone, wherever it lies.
         """
-        part = part.detach().cpu().contiguous()
         if self.processes == 1:
-            return part
+            return part.detach()
+        part = part.detach().cpu().contiguous()
         if not self.is_first:
             dist.send(part, dst=0)
             return part
@@ -155,6 +155,7 @@ def joined() -> Iterator[None]:
             raise TrainingError(
                 f"another of the {group.processes} processes ended and did not say why. It may "
                 "have been killed for lack of memory, or its machine cannot be reached."
+                f"{what_nccl_says(error)}"
             ) from error
         raise
     finally:
@@ -166,6 +167,14 @@ def is_lost(error: BaseException) -> bool:
     if not dist.is_available() or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def what_nccl_says(error: BaseException) -> str:
+    """Return the words of NCCL, after a space: the cause may be in this process as well."""
+    if not isinstance(error, dist.DistBackendError):
+        return ""
+    words = str(error).rpartition("Last error:")[2].strip() or str(error)
+    return f" NCCL says: {' '.join(words.split())[:300]}"
 
 
 def _meet() -> Store:

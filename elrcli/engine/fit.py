@@ -62,7 +62,7 @@ def fit(
     after SIGINT or SIGTERM, with the state saved; EndedByAnother if another process failed first.
     """
     group = current_group()
-    runtime = choose_runtime(config.device, config.precision)
+    runtime = _joint_runtime(config, group)
     if config.tensorboard:
         from elrcli.engine.tensorboard import writer_class
 
@@ -158,7 +158,7 @@ def _go_on(
     state = load_checkpoint(run.checkpoint_folder, observer.note, problem)
     _check_size(run, state, manifest, config)
     network = network_of(config, manifest.num_classes)
-    runtime = choose_runtime(config.device, config.precision)
+    runtime = _joint_runtime(config, group)
     _check_sync_bn(config, network, runtime, group)
     prepared = stored_preprocessing(run)
     with memory_explained(runtime.device, NETWORK_TOO_LARGE):
@@ -170,6 +170,7 @@ def _go_on(
         raise RunError(
             f"{run.checkpoint_folder}: does not fit the run ({reason}). Train again."
         ) from None
+    del state  # as large as the tables
     if group.is_first:
         training.save_tables()  # a kill may have come between the checkpoint and these
     is_there = group.from_first(lambda: run.is_finished(for_audit=for_audit))
@@ -196,6 +197,14 @@ def _check_size(
             f"{run.checkpoint_folder}: does not fit the run ({samples:,} samples,"
             f" {manifest.num_classes:,} classes, {epochs:,} epochs). Train again."
         )
+
+
+def _joint_runtime(config: TrainConfig, group: Group) -> Runtime:
+    """Return the device of this process, and the precision that all processes can have."""
+    runtime = choose_runtime(config.device, config.precision)
+    precisions = group.gather(runtime.precision)
+    common = next(kind for kind in ("fp32", "fp16", "bf16") if kind in precisions)
+    return runtime if common == runtime.precision else choose_runtime(config.device, common)
 
 
 def _classes_without_training(manifest: Manifest) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +58,22 @@ class ReplayedForward:
         self._is_between = False
 
 
+class _Memory(NamedTuple):
+    """Where captured passes work: the first arguments of `torch.cuda.graph` after the graph."""
+
+    pool: Any
+    stream: torch.cuda.Stream
+
+
 class _LearningPasses:
     """Forward and backward for one shape of images; backward sets the gradients of the weights.
 
     They stay where they are until the next replay: an optimiser step must come between.
     """
 
-    def __init__(self, network: nn.Module, images: Tensor, runtime: Runtime, pool: Any) -> None:
+    def __init__(
+        self, network: nn.Module, images: Tensor, runtime: Runtime, memory: _Memory
+    ) -> None:
         self._learned = [p for p in network.parameters() if p.requires_grad]
         self._images = images
         self._start = torch.ones((), device=images.device, requires_grad=True)
@@ -77,17 +86,17 @@ class _LearningPasses:
             found = torch.autograd.grad(logits, self._learned, self._gradient, allow_unused=True)
             return [_as_its_weight(g, p) for g, p in zip(found, self._learned, strict=True)]
 
-        with _beside(images.device) as stream:
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with _beside(memory.stream):
             for _ in range(WARM_UP):
                 logits = forward()
                 self._gradient = torch.zeros_like(logits)
                 backward(logits)
                 del logits
-        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._forward, pool=pool, stream=stream):
-            logits = forward()
-        with torch.cuda.graph(self._backward, pool=pool, stream=stream):
-            self._gradients = backward(logits)
+            with torch.cuda.graph(self._forward, *memory):
+                logits = forward()
+            with torch.cuda.graph(self._backward, *memory):
+                self._gradients = backward(logits)
         self._logits = logits.detach()  # without what led to it, which would stay in memory
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -128,19 +137,21 @@ class _Learning(torch.autograd.Function):
 class _JudgingPass:
     """Forward without gradient for one shape of images."""
 
-    def __init__(self, network: nn.Module, images: Tensor, runtime: Runtime, pool: Any) -> None:
+    def __init__(
+        self, network: nn.Module, images: Tensor, runtime: Runtime, memory: _Memory
+    ) -> None:
         self._images = images
 
         def forward() -> Tensor:
             with torch.no_grad(), runtime.autocast(cached=False):
                 return network(images)  # type: ignore[no-any-return]
 
-        with _beside(images.device) as stream:
+        self._graph = torch.cuda.CUDAGraph()
+        with _beside(memory.stream):
             for _ in range(WARM_UP):
                 forward()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
-            self._logits = forward()
+            with torch.cuda.graph(self._graph, *memory):
+                self._logits = forward()
 
     def __call__(self, images: Tensor) -> Tensor:
         self._images.copy_(images)
@@ -156,12 +167,12 @@ def _as_its_weight(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _beside(device: torch.device) -> Iterator[torch.cuda.Stream]:
-    """Work in a stream of its own, after what was there before and before what follows."""
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work in another stream, after what was there before and before what follows."""
+    current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        yield stream
+        yield
     current.wait_stream(stream)
 
 
@@ -179,12 +190,13 @@ def replay_on_gpu(
     mode. Returns why not, with the networks as they were, if the GPU cannot capture them. Nothing
     else may use it meanwhile.
     """
-    judging_pool = torch.cuda.graph_pool_handle()  # one memory: these passes come one at a time
+    stream = torch.cuda.Stream(runtime.device)  # memory of a pool is shared within one alone
+    judging_memory = _Memory(torch.cuda.graph_pool_handle(), stream)  # these come one at a time
     captured: dict[nn.Module, ReplayedForward] = {}
     try:
         for network in dict.fromkeys([*learning, *judging]):
             # Between forward and backward of one network another's may come: a memory for each.
-            pool = torch.cuda.graph_pool_handle()
+            memory = _Memory(torch.cuda.graph_pool_handle(), stream)
             before = [buffer.clone() for buffer in network.buffers()]
             passes: tuple[dict[torch.Size, Forward], ...] = {}, {}
             try:
@@ -193,14 +205,14 @@ def replay_on_gpu(
                         for size in learning_sizes:
                             images = blank_images(size, runtime, prepared)
                             passes[0][images.shape] = _LearningPasses(
-                                network, images, runtime, pool
+                                network, images, runtime, memory
                             )
                     network.eval()
                     if network in judging:
                         for size in judging_sizes:
                             images = blank_images(size, runtime, prepared)
                             passes[1][images.shape] = _JudgingPass(
-                                network, images, runtime, judging_pool
+                                network, images, runtime, judging_memory
                             )
             finally:
                 for buffer, saved in zip(network.buffers(), before, strict=True):

@@ -21,7 +21,7 @@ from elrcli.methods.build import build_method
 from elrcli.methods.record import SampleRecord
 from elrcli.methods.sending import sent
 from elrcli.methods.table import SampleTables, TableChoice
-from elrcli.models import freeze, members, synchronise_batch_norm, training_mode
+from elrcli.models import freeze, lay_out, members, synchronise_batch_norm, training_mode
 
 
 class Learner:
@@ -50,7 +50,7 @@ class Learner:
         self._has_gradient = False
         if self.waits_for_others:
             synchronise_batch_norm(network)
-        network.to(device).to(memory_format=torch.channels_last)
+        lay_out(network, device)
         group.copy_from_first(list(network.state_dict().values()))
         parts = members(network)
         self.method = build_method(
@@ -79,6 +79,7 @@ class Learner:
         self.finite = FiniteWatch(device)
         self.optimizer = build_optimizer(config, network, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.precision == "fp16")
+        self.scaler.scale(torch.zeros((), device=device))  # it has no scale before its first use
         self._schedule = Schedule(
             kind=config.schedule,
             epochs=config.epochs,

@@ -37,7 +37,7 @@ from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.memory import free_host_memory, free_memory, total_host_memory, total_memory
 from elrcli.engine.tensorboard import writer_class
 from elrcli.errors import ElrError, ModelError, first_line
-from elrcli.models import create_network, preprocessing, weights_cache, why_hub_is_silent
+from elrcli.models import create_network, lay_out, preprocessing, weights_cache, why_hub_is_silent
 from elrcli.run import RUNS
 from elrcli.tables import table_format
 
@@ -79,11 +79,13 @@ def device_check(asked: str) -> tuple[Check, Runtime | None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on drivers; gpu_checks says it
             runtime = choose_runtime(asked)
-    except ElrError as error:
-        problem, _, remedy = str(error).partition(". ")
+    except (ElrError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, ModelError) else error
+        if isinstance(cause, RuntimeError):  # a GPU that is there and does not work
+            problem, remedy = first_line(cause), _gpu_remedy(first_line(cause))
+        else:
+            problem, _, remedy = str(error).partition(". ")
         return Check("device", PROBLEM, problem, remedy), None
-    except RuntimeError as error:  # a GPU that is there and does not work
-        return Check("device", PROBLEM, first_line(error), _gpu_remedy(first_line(error))), None
     facts = _device_facts(runtime.device)
     words = [str(runtime.device), facts["name"]]
     if "compute_capability" in facts:
@@ -207,7 +209,7 @@ def take_step(runtime: Runtime) -> None:
 
 def _small_network(runtime: Runtime) -> nn.Module:
     network = create_network(BACKBONE, 2, image_size=SIDE)
-    return network.train().to(runtime.device).to(memory_format=torch.channels_last)
+    return lay_out(network.train(), runtime.device)
 
 
 def _learn_from(network: nn.Module, images: torch.Tensor, runtime: Runtime) -> None:

@@ -95,13 +95,24 @@ def _entries(path: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
+# What errors say that torch has no kind of its own for, by type of device.
+OUT_OF_MEMORY = {
+    "cpu": ("DefaultCPUAllocator",),
+    "mps": ("MPS backend out of memory", "Invalid buffer size"),
+    "cuda": (
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+    ),
+}
+
+
 def is_out_of_memory(error: BaseException, device: torch.device) -> bool:
     """Tell whether an error says that the device has too little memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    # On CPUs and Apple's GPUs torch has no error of its own for it.
-    words = {"cpu": "DefaultCPUAllocator", "mps": "MPS backend out of memory"}.get(device.type)
-    return isinstance(error, RuntimeError) and words is not None and words in str(error)
+    said = OUT_OF_MEMORY.get(device.type, ())
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from elrcli.engine.inference import predict_batches
 from elrcli.engine.memory import is_out_of_memory, largest_fitting, memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, OutOfMemory, RunError
-from elrcli.models import Preprocessing, check_classes, load_weights, network_of
+from elrcli.models import Preprocessing, check_classes, lay_out, load_weights, network_of
 from elrcli.run import RunFolder
 
 NOT_FINITE = "the prediction is not a finite number"
@@ -68,7 +68,7 @@ class Predictor:
         network = network_of(config, len(classes))
         load_weights(network, run.model_file)
         with memory_explained(runtime.device, "Choose another --device."):
-            network.eval().to(runtime.device).to(memory_format=torch.channels_last)
+            lay_out(network.eval(), runtime.device)
         return cls(network, classes, stored_preprocessing(run), runtime)
 
     def manifest_batches(

@@ -37,6 +37,7 @@ from elrcli.engine.distributed import (
     batch_statistics,
     is_lost,
     own_state,
+    what_nccl_says,
     whole_state,
 )
 from elrcli.engine.epoch import PartOfEpoch
@@ -70,6 +71,7 @@ from elrcli.run import RunFolder, csv_text, write_text
 SECONDS_BETWEEN_CURVES = 30.0
 MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
 NAMED = 4  # images of a bad batch
+LEAST_SCALE = 2.0**-10  # of losses in fp16: it is halved after each gradient that is not finite
 
 
 class Training:
@@ -117,6 +119,7 @@ class Training:
         self.signal = SharedSignal(group)
         self.processes_before = group.processes
         self.precision_before = runtime.precision
+        self.is_replayed = False  # by CUDA graphs
         self.saved_at = time.monotonic()
         self.writer = BackgroundWriter()
 
@@ -154,27 +157,11 @@ class Training:
         if self.tables.note is not None:
             observer.note(self.tables.note)
         self._replay_steps(loader, held_out, observer)
-        drawn_at = time.monotonic()
         with StopSignals() as stop, self._failures_explained(stop), self.writer:
-            while self.epoch < self.config.epochs:
-                is_last = self.epoch + 1 == self.config.epochs
-                try:
-                    row = self._finish_epoch(loader, held_out, observer, stop)
-                except Diverged as error:
-                    self._begin_again(error, observer)
-                    continue
-                self.metrics.append(row)
-                self.epoch += 1
-                self.part = None
-                # The last epoch starts processes that load test images, an audit some more.
-                self.save(wait=self.epoch + 1 >= self.config.epochs)
-                if not is_last and time.monotonic() - drawn_at > SECONDS_BETWEEN_CURVES:
-                    self._draw_curves()
-                    drawn_at = time.monotonic()
-                observer.epoch_finished(row)
-                if not is_last:
-                    self._end_if_told(stop)
-            compute_again(self.learner.method.modules())
+            try:
+                self._run_epochs(loader, held_out, observer, stop)
+            finally:
+                compute_again(self.learner.method.modules())  # what is captured holds memory
             self._draw_curves()
             self._save_model()
             no_features = self.group.from_first(lambda: not self.run.features_file.is_file())
@@ -187,6 +174,34 @@ class Training:
                 f" {self.run.unreadable_file}"
             )
         return self.run
+
+    def _run_epochs(
+        self,
+        loader: RowLoader,
+        held_out: Mapping[str, RowLoader],
+        observer: Observer,
+        stop: StopSignals,
+    ) -> None:
+        """Train the remaining epochs, saving after each."""
+        drawn_at = time.monotonic()
+        while self.epoch < self.config.epochs:
+            is_last = self.epoch + 1 == self.config.epochs
+            try:
+                row = self._finish_epoch(loader, held_out, observer, stop)
+            except Diverged as error:
+                self._begin_again(error, observer)
+                continue
+            self.metrics.append(row)
+            self.epoch += 1
+            self.part = None
+            # The last epoch starts processes that load test images, an audit some more.
+            self.save(wait=self.epoch + 1 >= self.config.epochs)
+            if not is_last and time.monotonic() - drawn_at > SECONDS_BETWEEN_CURVES:
+                self._draw_curves()
+                drawn_at = time.monotonic()
+            observer.epoch_finished(row)
+            if not is_last:
+                self._end_if_told(stop)
 
     def _replay_steps(
         self, loader: RowLoader, held_out: Mapping[str, RowLoader], observer: Observer
@@ -212,6 +227,7 @@ class Training:
             runtime=self.runtime,
             prepared=self.preprocessing,
         )
+        self.is_replayed = problem is None
         if problem is not None:
             observer.note(f"without CUDA graphs, somewhat slower: {problem}")
 
@@ -270,7 +286,13 @@ class Training:
             more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
             # A bad gradient is everybody's, a bad loss that of one process.
             found = WHAT.index(own.what), own.number, f"{named}{more}"
-        bad = [one for one in self.group.gather(found) if one is not None]
+        told = self.group.gather((found, self.learner.scaler.get_scale()))
+        bad = [one for one, _ in told if one is not None]
+        if not bad and min(scale for _, scale in told) < LEAST_SCALE:
+            raise Diverged(
+                f"hardly any gradient is a finite number in fp16 in epoch {self.epoch + 1};"
+                " --precision fp32 has a wider range"
+            )
         if bad:
             what, number, images = min(bad)
             raise Diverged(
@@ -342,13 +364,12 @@ class Training:
             if is_lost(error):
                 raise TrainingError(
                     "another process of this training has ended. Its own message, or that of "
-                    f"torchrun, says why. {self.remedy}"
+                    f"torchrun, says why.{what_nccl_says(error)} {self.remedy}"
                 ) from error
             raise
 
     def _memory_remedy(self) -> str:
         """Return which batch fits instead of the one that did not; this training is over."""
-        compute_again(self.learner.method.modules())  # what is captured holds memory as well
         self.learner.free()
         release_memory(self.runtime.device)
         remedy = BatchTrial(
@@ -360,7 +381,8 @@ class Training:
             self.group.processes,
             self.tables,
         ).after_failure()
-        return f"{remedy} With the same --out, add --overwrite."
+        graphs = " CUDA graphs take memory too: --no-cuda-graphs." if self.is_replayed else ""
+        return f"{remedy}{graphs} With the same --out, add --overwrite."
 
     def _train_epoch(self, loader: RowLoader, observer: Observer, stop: StopSignals) -> EpochTotals:
         """Learn from what is left of the epoch's batches; return sums over all processes."""

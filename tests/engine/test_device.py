@@ -57,6 +57,42 @@ def test_a_missing_gpu_is_named():
         choose_runtime("cuda")
 
 
+@pytest.fixture
+def two_gpus(monkeypatch) -> list[torch.device]:
+    """Let torch find two GPUs; collects which one is made the current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: chosen[-1].index == 1)
+    monkeypatch.setattr("elrcli.engine.device._let_backward_begin", lambda device: None)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "precision"),
+    [("auto", 0, "fp16"), ("cuda", 0, "fp16"), ("cuda:0", 0, "fp16"), ("cuda:1", 1, "bf16")],
+)
+def test_the_chosen_gpu_is_the_current_one(two_gpus, name, index, precision):
+    device = torch.device("cuda", index)
+    assert choose_runtime(name) == Runtime(device, precision)
+    assert two_gpus == [device]
+
+
+def test_a_gpu_that_does_not_work_is_named(two_gpus, monkeypatch):
+    def fail(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available\nCompile with")
+
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(ModelError) as caught:
+        choose_runtime("cuda:1")
+    assert str(caught.value) == (
+        "cuda:1: does not work (CUDA error: no kernel image is available). `elr doctor` says more;"
+        " or take --device cpu."
+    )
+
+
 def test_normalise_by_hand():
     """(pixel / 255 - mean) / std: 255 with mean 0.5, deviation 0.25 is 2; 0 is -2."""
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed import HashStore, PrefixStore
+from torch.distributed import DistBackendError, HashStore, PrefixStore
 
 from elrcli.audit.quick import run_for_audit
 from elrcli.audit.run import audit_run
@@ -31,6 +31,7 @@ from elrcli.engine.distributed import (
     current_group,
     joined,
     names_per_sample,
+    what_nccl_says,
 )
 from elrcli.engine.evaluate import evaluate_run
 from elrcli.engine.features import Features
@@ -584,6 +585,16 @@ def test_predictions_of_two_are_those_of_one(shared_run, photos):
         assert [row[:2] for row in rows] == [row[:2] for row in expected]
         for row, other in zip(rows[:-1], expected[:-1], strict=True):
             np.testing.assert_allclose(row[2], other[2], atol=1e-5)
+
+
+def test_nccls_own_words_are_passed_on():
+    error = DistBackendError(
+        "NCCL error in: x.cpp:93, internal error\nncclInternalError: Internal check failed.\n"
+        "Last error:\nDuplicate GPU detected : rank 1 and rank 0"
+    )
+    assert what_nccl_says(error) == " NCCL says: Duplicate GPU detected : rank 1 and rank 0"
+    assert what_nccl_says(DistBackendError("a\nb")) == " NCCL says: a b"
+    assert what_nccl_says(RuntimeError("gloo: closed")) == ""
 
 
 def test_evaluation_of_two_is_that_of_one(shared_run, photos):

@@ -50,6 +50,21 @@ def test_this_machine_passes(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gpu_that_is_too_old_has_a_remedy(monkeypatch):
+    def choose(asked):
+        cause = RuntimeError("CUDA error: no kernel image is available for execution")
+        raise ModelError("cuda:0: does not work (CUDA error). See. Or.") from cause
+
+    monkeypatch.setattr(machine, "choose_runtime", choose)
+    check, runtime = machine.device_check("auto")
+    assert runtime is None
+    assert brief(check) == (
+        "problem",
+        "CUDA error: no kernel image is available for execution",
+        "This torch is not built for such a GPU. Install a build that is.",
+    )
+
+
 def test_a_package_that_does_not_load_ends_the_checks(monkeypatch):
     import_module = doctor.importlib.import_module
 

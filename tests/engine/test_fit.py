@@ -28,6 +28,7 @@ from elrcli import plots
 from elrcli.config import TrainConfig
 from elrcli.data.cache import ENTRY
 from elrcli.data.loader import Batch, RowLoader
+from elrcli.data.samples import load_samples
 from elrcli.engine import training as module
 from elrcli.engine.automatic import (
     automatic_batch_size,
@@ -36,7 +37,9 @@ from elrcli.engine.automatic import (
     automatic_sop_start,
 )
 from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_snapshot
-from elrcli.engine.fit import fit, resume
+from elrcli.engine.device import Runtime
+from elrcli.engine.distributed import Group
+from elrcli.engine.fit import _joint_runtime, fit, resume
 from elrcli.engine.learner import Learner
 from elrcli.engine.metrics import METRIC_COLUMNS
 from elrcli.engine.observer import Observer, TrainingPlan
@@ -45,6 +48,7 @@ from elrcli.engine.schedules import set_learning_rate
 from elrcli.engine.unreadable import too_many_unreadable
 from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
 from elrcli.methods.single import SingleNetwork
+from elrcli.methods.table import TableChoice
 from elrcli.models import create_network
 from elrcli.run import RunFolder, json_text, write_text
 from tests.engine.conftest import TINY
@@ -953,6 +957,58 @@ def test_a_bad_gradient_moves_no_weight(train, monkeypatch, fused):
     with pytest.raises(TrainingError, match="the gradient is no finite number in epoch 1, batch 2"):
         train(lr=0.1, warmup=0.0)
     assert steps == [True, False, True]
+
+
+def test_gradients_that_are_never_finite_in_fp16_end_the_run(train, monkeypatch):
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda self: 2.0**-11)
+    with pytest.raises(TrainingError, match=r"hardly any gradient is a finite number in fp16 in e"):
+        train()
+
+
+def test_a_scaler_has_a_scale_before_its_first_gradient(shapes):
+    """Where no image of the first batch can be read, others have a gradient all the same."""
+    config = TrainConfig(**{"data": shapes, **TINY, "batch_size": 4, "lr": 0.1, "workers": 0})
+    config = config.replace(weight_decay=0.0)
+    manifest = load_samples(config)
+    learner = Learner(
+        config,
+        create_network("test_resnet", 3, pretrained=False),
+        manifest,
+        np.arange(len(manifest)),
+        Runtime(torch.device("cpu"), "fp16"),
+        TableChoice(),
+    )
+    for parameter in learner.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner._has_gradient = True
+    learner.step(0.1, 0)
+    assert learner.scaler.get_scale() == 2.0**16
+
+
+def test_replays_end_with_the_training_however_it_ends(train, monkeypatch):
+    ended: list[object] = []
+    monkeypatch.setattr(module, "compute_again", lambda modules: ended.append(modules))
+    monkeypatch.setattr(Learner, "is_finite", lambda self: False)
+    with pytest.raises(TrainingError):
+        train()
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "common"),
+    [
+        ("bf16", ["bf16", "fp16"], "fp16"),
+        ("fp16", ["fp16", "fp32"], "fp32"),
+        ("bf16", ["bf16"], "bf16"),
+    ],
+)
+def test_all_processes_compute_in_the_same_precision(monkeypatch, own, others, common):
+    def choose(device: str, precision: str) -> Runtime:
+        return Runtime(torch.device("cpu"), own if precision == "auto" else precision)
+
+    monkeypatch.setattr("elrcli.engine.fit.choose_runtime", choose)
+    monkeypatch.setattr(Group, "gather", lambda self, item: others)
+    assert _joint_runtime(TrainConfig(data="d"), Group()).precision == common
 
 
 def test_other_errors_stay_what_they_are(train, monkeypatch):

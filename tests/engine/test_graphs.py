@@ -182,6 +182,7 @@ def test_a_network_that_cannot_be_captured_stays_as_it_was(monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(graphs, "_LearningPasses", fail)
     runtime = Runtime(torch.device("cpu"), "fp32")
     problem = replay_on_gpu([network], [network], [4], [4], runtime, PREPARED)
