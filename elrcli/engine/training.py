@@ -381,7 +381,7 @@ class Training:
             self.group.processes,
             self.tables,
         ).after_failure()
-        graphs = " CUDA graphs take memory too: --no-cuda-graphs." if self.is_replayed else ""
+        graphs = " CUDA graphs take memory too; --no-cuda-graphs does without." if self.is_replayed else ""
         return f"{remedy}{graphs} With the same --out, add --overwrite."
 
     def _train_epoch(self, loader: RowLoader, observer: Observer, stop: StopSignals) -> EpochTotals:
