@@ -381,8 +381,9 @@ class Training:
             self.group.processes,
             self.tables,
         ).after_failure()
-        graphs = " CUDA graphs take memory too; --no-cuda-graphs does without." if self.is_replayed else ""
-        return f"{remedy}{graphs} With the same --out, add --overwrite."
+        if self.is_replayed:
+            remedy += " CUDA graphs take memory too; --no-cuda-graphs does without."
+        return f"{remedy} With the same --out, add --overwrite."
 
     def _train_epoch(self, loader: RowLoader, observer: Observer, stop: StopSignals) -> EpochTotals:
         """Learn from what is left of the epoch's batches; return sums over all processes."""
