@@ -179,10 +179,7 @@ def predict(
     if not 1 <= top_k <= len(classes):
         raise ConfigError(f"--top-k {top_k}: the run has {len(classes)} classes.")
     names = [images] if isinstance(images, str | os.PathLike) else images
-    if launch().processes > 1 and "-" in [os.fspath(name) for name in names]:
-        raise ConfigError(
-            "-: several processes cannot share standard input. List the paths in a CSV file."
-        )
+    refuse_shared_stdin(names)
     inputs = expand_inputs(
         names, root=_path(root), path_column=path_column, follow_links=follow_links, stdin=sys.stdin
     )
@@ -203,6 +200,14 @@ def predict(
         prediction_row(image.path, prediction, classes, top_k, probabilities)
         for image, prediction in zip(inputs, predictions, strict=True)
     )
+
+
+def refuse_shared_stdin(names: Sequence[AnyPath]) -> None:
+    """Raise ConfigError where several processes would read the standard input of one."""
+    if launch().processes > 1 and "-" in [os.fspath(name) for name in names]:
+        raise ConfigError(
+            "-: several processes cannot share standard input. List the paths in a CSV file."
+        )
 
 
 def prediction_columns(classes: Sequence[str], top_k: int, probabilities: bool) -> list[str]:

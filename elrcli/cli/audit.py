@@ -20,6 +20,7 @@ from elrcli.cli.options import (
     with_some_settings,
 )
 from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name, readable_json
+from elrcli.engine.launch import together
 from elrcli.errors import Interrupted
 
 CONFUSIONS = 5
@@ -167,48 +168,50 @@ def audit(
     elif data is not None:
         raise typer.BadParameter(f"{target} is no run. Name one.", param_hint="--data")
 
-    try:
-        with console.watch(quiet) as observer:
-            result = api.audit_labels(
-                target,
-                out=out,
-                overwrite=overwrite,
-                data=data,
-                truth=truth,
-                truth_column=truth_column,
-                threshold=threshold,
-                format=table_format,
-                report=report,
-                report_images=report_images,
-                observer=observer,
-                **given,
-            )
-    except Interrupted as error:
-        if not trains or out is not None:
-            raise error.continued_with(same_command()) from None
-        names = OF_THE_AUDIT if truth is None else (*OF_THE_AUDIT, "truth", "truth_column")
-        options = shlex.join(typed_options(context, names))
-        raise Interrupted(f"{error} {options}".rstrip(), error.signal_number) from None
-    summary = result.summary
-    if not quiet:
-        assert result.folder is not None
-        say_audit(summary, result.folder / f"audit.{table_format}", report=report)
-        if trains:
-            console.say(f"  run       {summary['run']}")
-        if data is None:
-            # Of a run that was trained for it, --out holds both the run and the audit.
-            place = out if trains and out is not None else summary["run"]
-            command = shlex.join(["elr", "apply", str(place), "decisions.csv"])
-            console.say(f"  next      {command} --out corrected.csv")
-    if json_output:
-        console.result(readable_json(summary, indent=2))
+    with together():
+        try:
+            with console.watch(quiet) as observer:
+                result = api.audit_labels(
+                    target,
+                    out=out,
+                    overwrite=overwrite,
+                    data=data,
+                    truth=truth,
+                    truth_column=truth_column,
+                    threshold=threshold,
+                    format=table_format,
+                    report=report,
+                    report_images=report_images,
+                    observer=observer,
+                    **given,
+                )
+        except Interrupted as error:
+            if not trains or out is not None:
+                raise error.continued_with(same_command()) from None
+            names = OF_THE_AUDIT if truth is None else (*OF_THE_AUDIT, "truth", "truth_column")
+            options = shlex.join(typed_options(context, names))
+            raise Interrupted(f"{error} {options}".rstrip(), error.signal_number) from None
+        summary = result.summary
+        if not quiet:
+            assert result.folder is not None
+            say_audit(summary, result.folder / f"audit.{table_format}", report=report)
+            if trains:
+                console.say(f"  run       {summary['run']}")
+            if data is None and report:
+                # Of a run that was trained for it, --out holds both the run and the audit.
+                place = out if trains and out is not None else summary["run"]
+                command = shlex.join(["elr", "apply", str(place), "decisions.csv"])
+                console.say(f"  next      {command} --out corrected.csv")
+        if json_output:
+            console.result(readable_json(summary, indent=2))
     share = summary["estimated_error_rate"]
     if fail_above is not None and share > fail_above:
-        if console.speaks():
-            console.error(
-                f"{100 * share:.4g}% of the labels are estimated to be wrong,"
-                f" more than --fail-above {fail_above:g}."
-            )
+        if not console.speaks():  # torchrun would end the one that does
+            return
+        console.error(
+            f"{100 * share:.4g}% of the labels are estimated to be wrong,"
+            f" more than --fail-above {fail_above:g}."
+        )
         raise typer.Exit(GATE_EXIT_CODE)
 
 

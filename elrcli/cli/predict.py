@@ -21,6 +21,7 @@ from elrcli.cli.options import (
     Root,
     Workers,
 )
+from elrcli.engine.launch import together
 from elrcli.errors import ConfigError
 
 
@@ -85,6 +86,7 @@ def predict(
             raise ConfigError(f"{out}: is what is to be predicted. Choose another --out.")
         if out.exists() and not overwrite:
             raise ConfigError(f"{out}: exists. Add --overwrite, or choose another --out.")
+    api.refuse_shared_stdin(images)  # before the processes meet
     done = unreadable = 0
 
     def counted(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -95,7 +97,7 @@ def predict(
             yield row
 
     rows_are_visible = out is None and sys.stdout.isatty()
-    with console.watch(quiet or rows_are_visible) as observer:
+    with together(), console.watch(quiet or rows_are_visible) as observer:
         rows = counted(
             api.predict(
                 run,
@@ -123,8 +125,7 @@ def predict(
         found = console.counted(done - unreadable, "prediction")
         left_out = f" and {console.counted(unreadable, 'unreadable image')}" if unreadable else ""
         console.say(f"{found}{left_out} in {out}")
-    if unreadable:
-        if console.speaks():
-            failed = f"{unreadable} of {done} images could not be classified."
-            console.error(f"{failed} The column 'error' says why.")
+    if unreadable and console.speaks():  # of several processes one says so: torchrun ends the rest
+        failed = f"{unreadable} of {done} images could not be classified."
+        console.error(f"{failed} The column 'error' says why.")
         raise typer.Exit(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -22,3 +24,15 @@ def launch() -> Launch:
     if not all(os.environ.get(name, "").isdecimal() for name in names):
         return Launch()
     return Launch(*(int(os.environ[name]) for name in names))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Keep the processes of torchrun together: a failure is said once, and nobody ends early."""
+    if launch().processes == 1:
+        yield
+        return
+    from elrcli.engine.distributed import joined  # loads torch
+
+    with joined():
+        yield

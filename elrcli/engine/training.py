@@ -350,6 +350,11 @@ class Training:
                 f" {self.remedy[0].lower()}{self.remedy[1:]}"
             ) from error
         except (RuntimeError, TrainingError) as error:
+            if is_lost(error):  # torchrun sends SIGTERM then: that is not the cause
+                raise TrainingError(
+                    "another process of this training has ended. Its own message, or that of "
+                    f"torchrun, says why.{what_nccl_says(error)} {self.remedy}"
+                ) from error
             stop.settle()
             is_whole = self.part is not None and self.part.is_between_steps
             if stop.received is not None and is_whole and self.group.processes == 1:
@@ -361,11 +366,6 @@ class Training:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 problem = first_line(error)
                 raise TrainingError(f"--compile failed ({problem}). Leave it out.") from error
-            if is_lost(error):
-                raise TrainingError(
-                    "another process of this training has ended. Its own message, or that of "
-                    f"torchrun, says why.{what_nccl_says(error)} {self.remedy}"
-                ) from error
             raise
 
     def _memory_remedy(self) -> str:

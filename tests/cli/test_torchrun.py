@@ -67,6 +67,22 @@ def test_two_processes_train_and_predict(photos, tmp_path):
     paths = [line.partition(",")[0] for line in out.splitlines()[1:]]
     assert paths == sorted(str(path) for path in photos.rglob("*.png"))
 
+    (photos / "circle" / "broken.png").write_bytes(b"no image")
+    table = tmp_path / "p.csv"
+    program = start("predict", run, photos, "--out", table, "--device", "cpu", "--workers", 0)
+    _, err = program.communicate(timeout=300)
+    assert program.returncode != 0
+    assert len(table.read_text().splitlines()) == 1 + 25
+    failed = "error: 1 of 25 images could not be classified. The column 'error' says why."
+    assert re.findall("^error: .*", err, re.MULTILINE) == [failed]
+    for command in ["predict", run, tmp_path / "none"], ["audit", tmp_path / "none"]:
+        program = start(*command, "--device", "cpu")
+        _, err = program.communicate(timeout=300)
+        assert program.returncode != 0
+        said = re.findall("^error: .*", err, re.MULTILINE)
+        assert len(said) == 1, said
+        assert "none: no such file" in said[0]
+
 
 def test_what_fails_in_all_processes_is_said_once(tmp_path):
     program = start("train", tmp_path / "none", *TINY)
