@@ -447,8 +447,7 @@ def parameter_groups(
     """Return optimiser groups; `lr_scale` in a group is its factor of the learning rate.
 
     Biases, normalisation and what a network spares, such as the embedding of positions, have no
-    weight decay. With `layer_decay` below 1 timm's groups
-    give earlier layers smaller rates.
+    weight decay. With `layer_decay` below 1 timm's groups give earlier layers smaller rates.
     """
     if isinstance(network, Ensemble):
         build = partial(parameter_groups, weight_decay=weight_decay, layer_decay=layer_decay)

@@ -19,7 +19,7 @@ from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
 from elrcli.engine.interrupts import StopSignals
-from elrcli.errors import ConfigError, DataError, NotWritten, legible, listed
+from elrcli.errors import ConfigError, DataError, legible, listed
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
@@ -139,7 +139,7 @@ def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
     _write_log(log, plan)
     try:
         write_table(out, columns, rows)
-    except NotWritten:
+    except BaseException:  # Ctrl-C, too: the same command must be possible again
         log.unlink()
         raise
     return log

@@ -16,8 +16,7 @@ from elrcli.config import (
     plain_name,
 )
 from elrcli.data.folders import image_paths
-from elrcli.data.manifest import manifest_text
-from elrcli.data.samples import load_samples
+from elrcli.data.manifest import draw_validation, load_data, manifest_text
 from elrcli.engine.checkpoints import has_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, resume
@@ -89,8 +88,8 @@ def _check_same(run: RunFolder, config: TrainConfig, asked: Collection[str]) -> 
     differences = other_settings(made, config, asked)
     if differences:
         raise RunError(f"{run.path}: holds a run with other settings ({differences}). {remedy}")
-    drawn_as = {"val_fraction": made.val_fraction, "seed": made.seed}
-    now = load_samples(config.replace(truth_column=made.truth_column, **drawn_as))
+    listed = load_data(config.data, config.reading, truth_column=made.truth_column)
+    now = draw_validation(listed, made.val_fraction, made.seed)
     before = run.manifest()
     if now.root != before.root or manifest_text(now) != manifest_text(before):
         raise RunError(

@@ -22,7 +22,7 @@ from elrcli.cli.options import (
     Workers,
 )
 from elrcli.engine.launch import together
-from elrcli.errors import ConfigError
+from elrcli.errors import ConfigError, UsageError
 
 
 def predict(
@@ -80,6 +80,8 @@ def predict(
     from elrcli.tables import table_format, write_csv, write_table
 
     columns = api.prediction_columns(RunFolder.open(run).classes(), top_k, probabilities)
+    if out is None and overwrite:
+        raise UsageError("--overwrite: needs --out FILE.")
     if out is not None:
         table_format(out)
         if any(os.path.exists(name) and out.exists() and out.samefile(name) for name in images):

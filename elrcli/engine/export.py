@@ -19,7 +19,7 @@ import elrcli
 from elrcli.config import TrainConfig, read_json_object
 from elrcli.engine.checkpoints import write_tensors
 from elrcli.engine.predict import Predictor
-from elrcli.errors import ConfigError, ModelError, NotWritten, RunError, first_line
+from elrcli.errors import ConfigError, ModelError, RunError, first_line
 from elrcli.models import (
     Preprocessing,
     is_from_timm,
@@ -151,7 +151,7 @@ def _write_for_timm(predictor: Predictor, backbone: str, file: Path) -> None:
     write_text(description, json_text(config))
     try:
         write_tensors(file, tensors, {"format": "pt"} | _facts(predictor, backbone))
-    except NotWritten:
+    except BaseException:  # Ctrl-C, too: the same command must be possible again
         if is_new:
             description.unlink()
         raise

@@ -74,7 +74,6 @@ class Learner:
         modules = (*self.method.modules(), self.record)
         self._keepers = [module for module in modules if isinstance(module, SampleTables)]
         self._gradients = GradientMean(group, parts)
-        self._parameters = list(network.parameters())
         self._parts = [list(part.parameters()) for part in parts]
         self.finite = FiniteWatch(device)
         self.optimizer = build_optimizer(config, network, device)
@@ -181,7 +180,7 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Tell whether every weight is a finite number; waits for the device."""
-        return bool(torch.stack([p.isfinite().all() for p in self._parameters]).all())
+        return bool(torch.stack([p.isfinite().all() for part in self._parts for p in part]).all())
 
     def free(self) -> None:
         """Give up all memory on the device; nothing can be learned or predicted any more."""

@@ -207,6 +207,17 @@ def test_the_folder_around_a_run_leads_to_it(out):
         audit_labels(out)
 
 
+def test_a_validation_split_that_came_later_is_a_change_of_the_data(photos, tmp_path):
+    settings = {**TINY, "val_fraction": 0.3}
+    run_for_audit(photos, settings, tmp_path / "out")
+    for place in ("train", "val"):
+        shutil.copytree(photos, tmp_path / "split" / place)
+    shutil.rmtree(photos)
+    (tmp_path / "split").rename(photos)
+    with pytest.raises(RunError, match=r"was trained on other data, or photos has changed"):
+        run_for_audit(photos, TINY, tmp_path / "out")
+
+
 def test_a_run_inside_the_images_does_not_hide_them(photos, out):
     shutil.copytree(out / "run", photos / "run")
     result = audit_labels(photos, report=False, **TINY)

@@ -139,6 +139,9 @@ def test_a_file_is_replaced_only_when_asked_for(elr, run):
     assert "checked by hand" in Path("t.csv").read_text()
     assert elr("predict", run, "a.png", "--out", "t.csv", "--overwrite").code == 0
     assert Path("t.csv").read_text() == "path,label,confidence,error\na.png,dog,0.7,\n"
+    assert elr("predict", run, "a.png", "--overwrite").err == (
+        "error: --overwrite: needs --out FILE.\n"
+    )
     outcome = elr("predict", run, "t.csv", "--out", "t.csv", "--overwrite")
     assert outcome.err == "error: t.csv: is what is to be predicted. Choose another --out.\n"
 
