@@ -6,8 +6,12 @@ The command line maps them to exit codes in one place, `elrcli.cli.app.main`.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 SHOWN = 5  # bad rows, missing files, loose names that one message lists
 MOST_PROBLEMS = 1000  # of one kind, after which no more are looked for
 
@@ -94,6 +98,16 @@ class RunError(ElrError):
 
 class NotWritten(RunError):
     """A file of a run cannot be written; what was there before is intact."""
+
+
+def cannot_be_written(path: Path | str, error: OSError) -> str:
+    """Say that a file or folder cannot be written, why, and what to do about it."""
+    remedy = "Check the path."
+    if error.errno in NO_ROOM:
+        remedy = "Make room there."
+    elif error.errno in NOT_ALLOWED:
+        remedy = "Check who may write there."
+    return f"{path}: cannot be written ({error.strerror or error}). {remedy}"
 
 
 class TrainingError(ElrError):

@@ -22,7 +22,15 @@ from typing import Any
 from elrcli.config import TrainConfig, read_json_object, readable_json
 from elrcli.data.csv_files import write_csv_rows
 from elrcli.data.manifest import Manifest, read_manifest
-from elrcli.errors import ConfigError, DataError, NotWritten, RunError, is_text, legible
+from elrcli.errors import (
+    ConfigError,
+    DataError,
+    NotWritten,
+    RunError,
+    cannot_be_written,
+    is_text,
+    legible,
+)
 
 RUNS = Path("runs")
 LOCK = "lock"
@@ -139,7 +147,7 @@ class RunFolder:
             run.remove_leftovers()
             run._remove_files()
         except OSError as error:
-            raise RunError(f"{path}: cannot be created ({error.strerror or error}).") from None
+            raise RunError(cannot_be_written(path, error)) from None
         return run
 
     def is_finished(self, *, for_audit: bool = True) -> bool:
@@ -314,7 +322,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "r+b", buffering=0, opener=_own_file)  # noqa: SIM115
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+        raise RunError(cannot_be_written(folder, error)) from None
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -323,13 +331,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 file.seek(0)
                 holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
                 raise RunError(
-                    f"{folder}: is being trained by {holder}. Wait for it, or choose another --out."
+                    f"{folder}: is in use by {holder}. Wait for it, or choose another folder."
                 ) from None
         try:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         except OSError as error:
-            raise RunError(f"{folder / LOCK}: cannot be written ({error.strerror}).") from None
+            raise RunError(cannot_be_written(folder / LOCK, error)) from None
         yield
 
 
@@ -396,7 +404,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)  # the umask decides who may read
     except OSError as error:
-        raise NotWritten(f"{path}: cannot be written ({error.strerror}).") from None
+        raise NotWritten(cannot_be_written(path, error)) from None
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -404,7 +412,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise NotWritten(f"{path}: cannot be written ({error.strerror or error}).") from None
+        raise NotWritten(cannot_be_written(path, error)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

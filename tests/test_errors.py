@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
-from elrcli.errors import MOST_PROBLEMS, listed
+from elrcli.errors import MOST_PROBLEMS, cannot_be_written, listed
 
 
 @pytest.mark.parametrize(
@@ -17,3 +20,15 @@ from elrcli.errors import MOST_PROBLEMS, listed
 )
 def test_a_message_lists_the_first_problems(problems, count, expected):
     assert listed(problems, count, shown=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, "run: cannot be written (No space left on device). Make room there."),
+        (errno.EACCES, "run: cannot be written (Permission denied). Check who may write there."),
+        (errno.EROFS, "run: cannot be written (Read-only file system). Check who may write there."),
+    ],
+)
+def test_what_cannot_be_written_has_a_remedy(number, expected):
+    assert cannot_be_written("run", OSError(number, os.strerror(number))) == expected

@@ -122,7 +122,7 @@ def test_a_file_is_no_place_for_a_run(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a file"):
         RunFolder.create(tmp_path / "file")
-    with pytest.raises(RunError, match="cannot be created"):
+    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\)\. Check the path\."):
         RunFolder.create(tmp_path / "file" / "below")
 
 

@@ -19,7 +19,7 @@ from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
 from elrcli.engine.interrupts import StopSignals
-from elrcli.errors import ConfigError, DataError, legible, listed
+from elrcli.errors import ConfigError, DataError, cannot_be_written, legible, listed
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
@@ -248,9 +248,9 @@ def _transfer(source: Path, place: Path, mode: str) -> None:
 
 
 def _transfer_problem(out: Path, mode: str, error: OSError) -> str:
-    reason = error.strerror or str(error)
     if mode == "copy":
-        return f"{out}: cannot be written ({reason})."
+        return cannot_be_written(out, error)
+    reason = error.strerror or error
     return f"{out}: cannot be written with --mode {mode} ({reason}). Try --mode copy."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import os
 import signal
@@ -30,9 +29,7 @@ from elrcli.cli.predict import predict
 from elrcli.cli.train import train
 from elrcli.cli.tune import tune
 from elrcli.engine.launch import launch
-from elrcli.errors import ElrError, EndedByAnother, NotWritten, legible
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+from elrcli.errors import NO_ROOM, ElrError, EndedByAnother, NotWritten, legible
 
 app = typer.Typer(
     no_args_is_help=True,

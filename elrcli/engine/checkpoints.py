@@ -93,7 +93,7 @@ def write_tensors(
             safetensors.torch.save_file(tensors, temporary, metadata)
             temporary.chmod(mode)  # it leaves a file that nobody else may read
         except SafetensorError as error:  # its name for a full disk, too
-            raise NotWritten(f"{path}: cannot be written ({error}).") from None
+            raise NotWritten(f"{path}: cannot be written ({error}). Make room there.") from None
 
 
 def load_checkpoint(

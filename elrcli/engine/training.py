@@ -345,10 +345,7 @@ class Training:
         try:
             yield
         except NotWritten as error:
-            raise NotWritten(
-                f"{error} The last checkpoint is intact. Mend this, then"
-                f" {self.remedy[0].lower()}{self.remedy[1:]}"
-            ) from error
+            raise NotWritten(f"{error} The last checkpoint is intact. {self.remedy}") from error
         except (RuntimeError, TrainingError) as error:
             if is_lost(error):  # torchrun sends SIGTERM then: that is not the cause
                 raise TrainingError(

@@ -572,7 +572,8 @@ def test_a_full_disk_has_no_other_mode_as_remedy(
     out = tmp_path / "out"
     with pytest.raises(DataError) as caught:
         write_folder(plan_corrections(manifest, None), out, mode="copy", with_split=False)
-    assert str(caught.value) == f"{out}: cannot be written (No space left on device)."
+    problem = "cannot be written (No space left on device). Make room there."
+    assert str(caught.value) == f"{out}: {problem}"
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 

@@ -154,7 +154,7 @@ def test_a_second_run_in_the_same_folder_is_refused(train, run_copy, tmp_path):
             os.read(far_end[0], 1)
         os._exit(0)
     os.read(end[0], 6)
-    holder = f"is being trained by process {child} on "
+    holder = f"is in use by process {child} on "
     with pytest.raises(RunError, match=holder):
         resume(run_copy.path)
     with pytest.raises(RunError, match=holder):
@@ -293,8 +293,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
             train("run", batch_size=4)
     monkeypatch.undo()
     assert str(caught.value).endswith(
-        "cannot be written (No space left on device). The last checkpoint is intact. Mend this, "
-        f"then continue with: elr train --resume {tmp_path / 'run'}"
+        "cannot be written (No space left on device). Make room there. The last checkpoint is "
+        f"intact. Continue with: elr train --resume {tmp_path / 'run'}"
     )
     names = {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()}
     assert names == {"000000.safetensors"}

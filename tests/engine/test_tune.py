@@ -371,7 +371,7 @@ def test_a_second_search_in_the_folder_is_refused(config, tmp_path, trained):
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=f"is being trained by process {other.pid} on"):
+        with pytest.raises(RunError, match=f"is in use by process {other.pid} on"):
             tune(config, tmp_path, overwrite=True, **GRID)
         other.communicate("\n")
     assert trained == []
