@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,9 +18,10 @@ from elrcli.config import (
     TrainConfig,
     check_names,
 )
+from elrcli.engine.interrupts import interrupted_at_once
 from elrcli.engine.launch import launch
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, Interrupted, UsageError
+from elrcli.errors import ConfigError, DataError, UsageError
 from elrcli.presets import with_preset
 
 if TYPE_CHECKING:
@@ -309,7 +309,8 @@ def audit_labels(
         run = run_for_audit(
             run, asdict(reading) | settings, _path(out), overwrite=overwrite, observer=observer
         ).path
-    try:
+    command = ["elr", "audit", str(run), *(() if out is None else ("--out", str(out)))]
+    with interrupted_at_once(shlex.join(command)):
         return audit_run(
             run,
             _path(out),
@@ -324,13 +325,6 @@ def audit_labels(
             device=device,
             observer=observer,
         )
-    except (KeyboardInterrupt, SystemExit) as stop:  # the latter is how the program hears SIGTERM
-        if isinstance(stop, SystemExit) and stop.code != 128 + signal.SIGTERM:
-            raise
-        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-        command = ["elr", "audit", str(run), *(() if out is None else ("--out", str(out)))]
-        stopped = Interrupted(f"stopped by {number.name}.", number)
-        raise stopped.continued_with(shlex.join(command)) from None
 
 
 def apply_decisions(

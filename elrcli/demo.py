@@ -79,7 +79,8 @@ def run_demo(
             run = fit(config, folder / f"run-{method}", overwrite=overwrite, observer=observer)
         except Interrupted as error:
             words = ["elr", "demo", "--out", str(out), "--epochs", str(epochs), "--seed", str(seed)]
-            raise error.continued_with(f"{shlex.join(words)} --overwrite") from None
+            command = f"{shlex.join(words)} --overwrite"
+            raise Interrupted(error.signal_number, command) from None
         evaluation = evaluate_run(run.path, digits / "test", observer=observer)
         accuracy[method] = evaluation.accuracy
     result = audit_run(run.path, observer=observer)

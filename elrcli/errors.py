@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -126,21 +127,18 @@ class EndedByAnother(ElrError):
         self.exit_code = exit_code
 
 
-SAME_COMMAND = "the same command,"  # in a message, for what only the command line knows
+SAME_COMMAND = "the same command"  # in a message, for what only the command line knows
 
 
 class Interrupted(ElrError):
-    """A signal ended the work after the state was saved.
+    """A signal ended the work after the state was saved; `command` goes on with it.
 
     `signal_number` 2 (SIGINT) gives exit code 130, 15 (SIGTERM) gives 143.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+    def __init__(self, signal_number: int, command: str) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}. Continue with: {command}")
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
-
-    def continued_with(self, command: str) -> Interrupted:
-        """Return the same interruption with another way to go on."""
-        stopped = str(self).partition(" Continue with: ")[0]
-        return Interrupted(f"{stopped} Continue with: {command}", self.signal_number)
+        self.command = command

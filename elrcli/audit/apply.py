@@ -19,7 +19,14 @@ from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
 from elrcli.engine.interrupts import StopSignals
-from elrcli.errors import ConfigError, DataError, cannot_be_written, legible, listed
+from elrcli.errors import (
+    SAME_COMMAND,
+    ConfigError,
+    DataError,
+    cannot_be_written,
+    legible,
+    listed,
+)
 from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
@@ -169,7 +176,7 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
         try:
             temporary.mkdir(parents=True)
             for source, target in zip(sources, targets, strict=True):
-                stop.raise_if_received(f"{out}: not written. Run the same command again.")
+                stop.raise_if_received(SAME_COMMAND)
                 place = temporary / target
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _transfer(source, place, mode)

@@ -78,7 +78,8 @@ def run_for_audit(
         return fit(config, run.path, overwrite=anew, observer=observer)
     except Interrupted as error:
         command = ["elr", "audit", str(run.path)] + ([] if out is None else ["--out", str(out)])
-        raise Interrupted(f"{error} && {shlex.join(command)}", error.signal_number) from None
+        both = f"{error.command} && {shlex.join(command)}"
+        raise Interrupted(error.signal_number, both) from None
 
 
 def _check_same(run: RunFolder, config: TrainConfig, asked: Collection[str]) -> None:

@@ -100,7 +100,7 @@ def audit_run(
     summary = full_summary(result, ranking, manifest, threshold) | {
         "cautions": [
             *cautions(evidence, manifest.classes),
-            *_never_drawn(manifest, evidence, unreadable),
+            *_not_looked_at(manifest, evidence, unreadable, run),
         ],
         "unreadable": [
             {"path": manifest.paths[row], "reason": unreadable[row]} for row in sorted(unreadable)
@@ -254,8 +254,8 @@ def predicted_evidence(
     return evidence, unreadable, features
 
 
-def _never_drawn(
-    manifest: Manifest, evidence: Evidence, unreadable: Mapping[int, str]
+def _not_looked_at(
+    manifest: Manifest, evidence: Evidence, unreadable: Mapping[int, str], run: RunFolder
 ) -> list[str]:
     """Return a caution where images are missing that could be read."""
     is_missing = np.ones(len(manifest), dtype=bool)
@@ -264,9 +264,13 @@ def _never_drawn(
     count = int(is_missing.sum())
     if count == 0:
         return []
+    images = f"{count:,} of {len(manifest):,} images"
+    if not run.is_finished(for_audit=False):
+        again = f"elr train --resume {shlex.quote(str(run.path))}"
+        return [f"{images} have not been looked at yet and are not ranked. Continue with: {again}"]
     return [
-        f"{count:,} of {len(manifest):,} images were drawn in no epoch of the balanced training and"
-        " are not ranked. More --epochs draw more of them."
+        f"{images} were drawn in no epoch of the balanced training and are not ranked. More"
+        " --epochs draw more of them."
     ]
 
 

@@ -25,11 +25,20 @@ from elrcli.cli.evaluate import evaluate
 from elrcli.cli.export import export
 from elrcli.cli.help import Command
 from elrcli.cli.noise import noise
+from elrcli.cli.options import same_command
 from elrcli.cli.predict import predict
 from elrcli.cli.train import train
 from elrcli.cli.tune import tune
 from elrcli.engine.launch import launch
-from elrcli.errors import NO_ROOM, ElrError, EndedByAnother, NotWritten, legible
+from elrcli.errors import (
+    NO_ROOM,
+    SAME_COMMAND,
+    ElrError,
+    EndedByAnother,
+    Interrupted,
+    NotWritten,
+    legible,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,6 +98,8 @@ def main() -> None:
             app(prog_name="elr")
     except EndedByAnother as error:
         sys.exit(error.exit_code)
+    except Interrupted as error:
+        _end(str(error).replace(SAME_COMMAND, same_command()), error.exit_code)
     except ElrError as error:
         _end(str(error), error.exit_code)
     except UnicodeEncodeError as error:

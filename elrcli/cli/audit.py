@@ -187,10 +187,11 @@ def audit(
                 )
         except Interrupted as error:
             if not trains or out is not None:
-                raise error.continued_with(same_command()) from None
+                raise Interrupted(error.signal_number, same_command()) from None
             names = OF_THE_AUDIT if truth is None else (*OF_THE_AUDIT, "truth", "truth_column")
             options = shlex.join(typed_options(context, names))
-            raise Interrupted(f"{error} {options}".rstrip(), error.signal_number) from None
+            command = f"{error.command} {options}".rstrip()
+            raise Interrupted(error.signal_number, command) from None
         summary = result.summary
         if not quiet:
             assert result.folder is not None

@@ -16,12 +16,10 @@ from elrcli.cli.options import (
     Quiet,
     given_settings,
     numbers,
-    same_command,
     was_given,
     with_some_settings,
 )
 from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name, readable_json
-from elrcli.errors import SAME_COMMAND, Interrupted
 
 if TYPE_CHECKING:
     from elrcli.engine.tune import Choice, TuneResult
@@ -85,21 +83,15 @@ def tune(
     from elrcli.cli import console
 
     grid = {"lambdas": lambdas, "betas": betas, "lrs": lrs}
-    try:
-        with console.watch(quiet) as observer:
-            result = api.tune(
-                data,
-                out=out,
-                overwrite=overwrite,
-                observer=observer,
-                **{name: value for name, value in grid.items() if was_given(context, name)},
-                **given_settings(context, settings),
-            )
-    except Interrupted as error:
-        if out is not None:
-            raise error.continued_with(same_command()) from None
-        message = str(error).replace(SAME_COMMAND, same_command())
-        raise Interrupted(message, error.signal_number) from None
+    with console.watch(quiet) as observer:
+        result = api.tune(
+            data,
+            out=out,
+            overwrite=overwrite,
+            observer=observer,
+            **{name: value for name, value in grid.items() if was_given(context, name)},
+            **given_settings(context, settings),
+        )
     command = shlex.join(train_command(result.config))
     if json_output:
         content = result.to_dict() | {"command": command}

@@ -5,12 +5,27 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from elrcli.errors import Interrupted
 
 SETTLING_SECONDS = 0.1
+
+
+@contextmanager
+def interrupted_at_once(command: str) -> Iterator[None]:
+    """Turn a signal that nothing waits for into `Interrupted`; `command` goes on with the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, command) from None
+    except SystemExit as error:  # how the program hears SIGTERM
+        if error.code != 128 + signal.SIGTERM:
+            raise
+        raise Interrupted(signal.SIGTERM, command) from None
 
 
 class StopSignals:
@@ -51,12 +66,11 @@ class StopSignals:
             self._child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         time.sleep(SETTLING_SECONDS)
 
-    def raise_if_received(self, remedy: str) -> None:
-        """Raise `Interrupted` if a signal came in."""
+    def raise_if_received(self, command: str) -> None:
+        """Raise `Interrupted` if a signal came in; `command` goes on with the work."""
         if self.received is not None:
             self.settle()
-            name = signal.Signals(self.received).name
-            raise Interrupted(f"stopped by {name}. {remedy}", self.received)
+            raise Interrupted(self.received, command)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -124,9 +124,14 @@ class Training:
         self.writer = BackgroundWriter()
 
     @property
+    def command(self) -> str:
+        """What goes on with this run when it has ended early."""
+        return f"elr train --resume {shlex.quote(str(self.run.path))}"
+
+    @property
     def remedy(self) -> str:
-        """How to go on when this run has ended early."""
-        return f"Continue with: elr train --resume {shlex.quote(str(self.run.path))}"
+        """The same, as a sentence of a message."""
+        return f"Continue with: {self.command}"
 
     def run_to_end(self, observer: Observer, *, for_audit: bool) -> RunFolder:
         """Train the remaining epochs, saving after each, and write the results."""
@@ -167,7 +172,7 @@ class Training:
             no_features = self.group.from_first(lambda: not self.run.features_file.is_file())
             if for_audit and no_features:
                 self._look_at_all_images(observer, stop)
-            stop.raise_if_received(self.remedy)
+            stop.raise_if_received(self.command)
         if len(self.unreadable) > 0:
             observer.note(
                 f"{len(self.unreadable)} images could not be read and were left out:"
@@ -330,7 +335,7 @@ class Training:
             self.save()
         if told is not None and told != SAVE:
             stop.received = told
-            stop.raise_if_received(self.remedy)
+            stop.raise_if_received(self.command)
 
     def _is_time_to_save(self) -> bool:
         now = time.monotonic()
@@ -346,6 +351,8 @@ class Training:
             yield
         except NotWritten as error:
             raise NotWritten(f"{error} The last checkpoint is intact. {self.remedy}") from error
+        except Diverged:  # the state is not worth saving, whatever signal came in
+            raise
         except (RuntimeError, TrainingError) as error:
             if is_lost(error):  # torchrun sends SIGTERM then: that is not the cause
                 raise TrainingError(
@@ -356,7 +363,7 @@ class Training:
             is_whole = self.part is not None and self.part.is_between_steps
             if stop.received is not None and is_whole and self.group.processes == 1:
                 self.save()
-            stop.raise_if_received(self.remedy)
+            stop.raise_if_received(self.command)
             if is_out_of_memory(error, self.runtime.device):
                 traceback.clear_frames(error.__traceback__)  # they hold activations
                 raise OutOfMemory(self._memory_remedy()) from error

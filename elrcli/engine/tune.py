@@ -15,7 +15,6 @@ import json
 import math
 import shlex
 import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from elrcli.engine.automatic import automatic_lr
 from elrcli.engine.checkpoints import has_checkpoint, load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, resume
+from elrcli.engine.interrupts import interrupted_at_once
 from elrcli.engine.metrics import Diverged
 from elrcli.engine.observer import Observer
 from elrcli.errors import (
@@ -173,12 +173,8 @@ def tune(
     grid = _grid(config, lambdas, betas, lrs)
     with ExitStack() as held:
         search = _Search.begun(config, grid, out, overwrite, observer, held)
-        try:
+        with interrupted_at_once(search.command):  # between two trials
             return _run(search, config, grid, default)
-        except KeyboardInterrupt:  # between two trials
-            raise Interrupted("stopped by SIGINT.", signal.SIGINT).continued_with(
-                search.command
-            ) from None
 
 
 def _run(
@@ -325,8 +321,8 @@ def _claim(
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file. Choose another --out.")
     held.enter_context(locked_folder(folder))
-    begun = (LOCK, f".{file.name}.")  # what a process leaves that was killed while it wrote
-    if any(not path.name.startswith(begun) for path in folder.iterdir()):
+    torn = f".{file.name}."  # what a process leaves that was killed while it wrote
+    if any(path.name != LOCK and not path.name.startswith(torn) for path in folder.iterdir()):
         try:
             found = read_json_object(file) if file.is_file() else {}
         except ConfigError as error:
@@ -357,6 +353,7 @@ class _Search:
     config: TrainConfig  # of the runs, but for epochs and candidate
     manifest: Manifest
     folder: Path
+    command: str  # goes on with it, in words: who typed the first one knows it
     observer: Observer
     done: list[Trial] = field(default_factory=list)
 
@@ -375,23 +372,20 @@ class _Search:
         No other search works in the folder until `held` is closed.
         """
         samples = listed_samples(config)
-        fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
-        manifest = draw_validation(samples, fraction, config.seed)
+        if not samples.has_val:
+            fraction = search_fraction(config.val_fraction, len(samples.rows("train")))
+            config = config.replace(val_fraction=fraction)
+        manifest = draw_validation(samples, config.val_fraction, config.seed)
         if len(manifest.rows("val")) == 0:
             raise DataError(
                 f"{config.data}: no validation images to compare by. Raise --val-fraction."
             )
-        config = config.replace(val_fraction=fraction)
         group = current_group()
         folder = out or group.from_first(lambda: new_path(config.data, "tune"))
         description = _description(config, grid, manifest)
         group.from_first(lambda: _claim(folder, description, held, overwrite=overwrite))
-        return cls(config, manifest, folder, observer)
-
-    @property
-    def command(self) -> str:
-        """How a search that was stopped goes on, in words: who typed the command knows it."""
-        return f"{SAME_COMMAND} --out {shlex.quote(str(self.folder))}"
+        place = "" if out is not None else f" --out {shlex.quote(str(folder))}"
+        return cls(config, manifest, folder, f"{SAME_COMMAND}{place}", observer)
 
     def compare(self, candidates: Sequence[Candidate], step: Step) -> dict[Candidate, np.ndarray]:
         """Train the candidates of a step and return which validation labels each predicts.
@@ -433,9 +427,15 @@ class _Search:
                 else:
                     group.from_first(lambda: shutil.rmtree(run.path, ignore_errors=True))
                     settings = shortened(self.config, epochs).replace(**candidate._asdict())
-                    fit(settings, run.path, observer=watcher, for_audit=False)
+                    fit(
+                        settings,
+                        run.path,
+                        samples=self.manifest,
+                        observer=watcher,
+                        for_audit=False,
+                    )
             except Interrupted as error:
-                raise error.continued_with(self.command) from None
+                raise Interrupted(error.signal_number, self.command) from None
             except Diverged as error:
                 if group.processes > 1:  # the others may not know of it
                     raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from elrcli.data.manifest import Manifest
 from elrcli.engine.distributed import Group
 from elrcli.engine.fit import fit
 from elrcli.engine.observer import Observer
-from elrcli.errors import ConfigError, DataError, RunError
+from elrcli.errors import ConfigError, DataError, Interrupted, RunError
 from elrcli.run import RunFolder
 from tests.shapes import write_shapes
 
@@ -58,6 +60,25 @@ def test_images_that_no_epoch_drew_are_counted(tmp_path):
     result = audit_run(fit(config, tmp_path / "run").path, report=False)
     assert len(result) == 3 * 4
     assert result.summary["cautions"][-1].startswith("32 of 44 images were drawn in no epoch of")
+
+
+def test_images_that_a_stopped_run_has_not_reached_are_counted(tmp_path):
+    class Stop(Observer):
+        def progress(self, stage: str, done: int, total: int | None) -> None:
+            if stage == "epoch 2/3":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    for split in ("train", "test"):
+        write_shapes(tmp_path / "shapes" / split, per_class=4, size=32)
+    tiny = {"backbone": "resnet10t", "pretrained": False, "image_size": 32, "workers": 0}
+    config = TrainConfig(data=tmp_path / "shapes", val_fraction=0.0, epochs=3, **tiny)
+    with pytest.raises(Interrupted):
+        fit(config, tmp_path / "run", observer=Stop())
+    result = audit_run(tmp_path / "run", report=False)
+    assert result.summary["cautions"][-1] == (
+        "12 of 24 images have not been looked at yet and are not ranked. Continue with:"
+        f" elr train --resume {tmp_path / 'run'}"
+    )
 
 
 def test_the_planted_errors_are_found_and_counted(trained, truth_csv, tmp_path):

@@ -111,8 +111,8 @@ def test_a_mistyped_option_is_a_usage_error(elr):
     ("error", "code"),
     [
         (errors.DataError("data: bad"), 1),
-        (errors.Interrupted("stopped", 2), 130),
-        (errors.Interrupted("stopped", 15), 143),
+        (errors.Interrupted(2, "go on"), 130),
+        (errors.Interrupted(15, "go on"), 143),
     ],
 )
 def test_an_error_is_one_line_and_a_code(elr, monkeypatch, error, code):

@@ -323,15 +323,17 @@ def test_the_last_lines_name_the_run_and_the_next_step(elr, photos):
     assert len(outcome.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
-def test_an_interruption_names_the_command_that_goes_on(elr, photos, monkeypatch, number, code):
+@pytest.mark.parametrize(("number", "name", "code"), [(2, "SIGINT", 130), (15, "SIGTERM", 143)])
+def test_an_interruption_names_the_command_that_goes_on(
+    elr, photos, monkeypatch, number, name, code
+):
     def stop(*_, **__):
-        raise Interrupted("stopped. Continue with: elr train --resume r && elr audit r", number)
+        raise Interrupted(number, "elr train --resume r && elr audit r")
 
     monkeypatch.setattr("elrcli.audit.quick.run_for_audit", stop)
     outcome = elr("audit", photos, "--out", "my out", "--overwrite", "-e", 2)
     command = "elr audit photos --out 'my out' -e 2"  # --overwrite would begin again
-    assert outcome == (code, "", f"error: stopped. Continue with: {command}\n")
+    assert outcome == (code, "", f"error: stopped by {name}. Continue with: {command}\n")
     outcome = elr("audit", photos)
     assert outcome.err.endswith("elr train --resume r && elr audit r\n")
     gate = ["--fail-above", 0.1, "--no-report", "--format", "jsonl"]

@@ -100,10 +100,10 @@ def test_a_demo_that_was_interrupted_can_be_replaced(tmp_path):
 
 def test_an_interrupted_demo_names_the_command_that_begins_again(tmp_path, monkeypatch):
     def stop(*arguments: object, **options: object) -> None:
-        raise Interrupted("Stopped. Continue with: elr train --resume d/run-ce", 15)
+        raise Interrupted(15, "elr train --resume d/run-ce")
 
     monkeypatch.setattr("elrcli.demo.fit", stop)
     with pytest.raises(Interrupted) as caught:
         run_demo(tmp_path / "d", seed=3, epochs=2)
     command = f"elr demo --out {tmp_path}/d --epochs 2 --seed 3 --overwrite"
-    assert str(caught.value) == f"Stopped. Continue with: {command}"
+    assert str(caught.value) == f"stopped by SIGTERM. Continue with: {command}"

@@ -212,7 +212,7 @@ def test_the_command_is_as_exact_as_the_search():
 
 def test_an_interrupted_search_names_the_command_that_goes_on(elr, monkeypatch):
     def tune(*arguments, **options):
-        raise Interrupted("stopped by SIGINT. Continue with: elr train --resume x", 2)
+        raise Interrupted(2, SAME_COMMAND)
 
     monkeypatch.setattr("elrcli.engine.tune.tune", tune)
     outcome = elr("tune", "my photos", "--overwrite", "--out", "t")
@@ -223,7 +223,7 @@ def test_an_interrupted_search_names_the_command_that_goes_on(elr, monkeypatch):
 
 def test_an_interrupted_search_without_a_place_names_the_one_it_has(elr, monkeypatch):
     def tune(*arguments, **options):
-        raise Interrupted(f"stopped by SIGINT. Continue with: {SAME_COMMAND} --out runs/p", 2)
+        raise Interrupted(2, f"{SAME_COMMAND} --out runs/p")
 
     monkeypatch.setattr("elrcli.engine.tune.tune", tune)
     outcome = elr("tune", "my photos", "--epochs", 9)

@@ -14,7 +14,7 @@ from elrcli.errors import Interrupted
 def test_without_a_signal_nothing_happens():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as stop:
-        stop.raise_if_received("remedy")
+        stop.raise_if_received("elr x")
     assert stop.received is None
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -25,8 +25,10 @@ def test_without_a_signal_nothing_happens():
 def test_the_first_signal_is_remembered(number, code, name):
     with StopSignals() as stop:
         os.kill(os.getpid(), number)
-        with pytest.raises(Interrupted, match=rf"^stopped by {name}\. Go on\.$") as caught:
-            stop.raise_if_received("Go on.")
+        with pytest.raises(
+            Interrupted, match=rf"^stopped by {name}\. Continue with: elr x$"
+        ) as caught:
+            stop.raise_if_received("elr x")
     assert caught.value.exit_code == code
 
 

@@ -238,6 +238,14 @@ def test_a_bad_batch_is_named_and_makes_no_step(train, tmp_path, monkeypatch):
     assert (state["epoch"], state["part"]) == (1, None)
 
 
+def test_a_signal_in_an_epoch_that_diverges_does_not_hide_it(train, tmp_path, monkeypatch):
+    bad_at(monkeypatch, 1, {1}, times=1)
+    with pytest.raises(TrainingError, match="the loss is no finite number in epoch 2, batch 2"):
+        train(batch_size=4, observer=StopsAt("epoch 2/2", 12))
+    state = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert (state["epoch"], state["part"]) == (1, None)
+
+
 def test_retry_begins_the_epoch_again_with_half_the_rate(train, monkeypatch):
     heard = Recorder()
     bad_at(monkeypatch, 1, {2}, times=2)

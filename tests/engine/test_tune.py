@@ -14,7 +14,7 @@ import pytest
 
 import elrcli
 from elrcli.config import TrainConfig
-from elrcli.data.manifest import Manifest
+from elrcli.data.manifest import Manifest, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine import tune as search
 from elrcli.engine.metrics import Diverged
@@ -94,6 +94,13 @@ def test_what_a_kill_left_of_the_first_file_is_no_obstacle(config, tmp_path, tra
     assert tune(config, tmp_path / "t", **GRID).pick == Candidate(1.0, 0.7, 0.01)
 
 
+def test_a_folder_with_something_else_is_refused(config, tmp_path, trained):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/locksmith.txt").touch()
+    with pytest.raises(RunError, match="not empty and not a search"):
+        tune(config, tmp_path / "t", **GRID)
+
+
 def test_without_leeway_the_best_is_picked():
     best = Candidate(7.0, 0.9, 0.001)
     one_more = {DEFAULT: marks("0111"), best: marks("1111")}
@@ -164,7 +171,8 @@ def trained(monkeypatch) -> list[TrainConfig]:
     """Replace training by a formula: rate 0.01 and lambda 1 are best, and long runs better."""
     calls: list[TrainConfig] = []
 
-    def fit(settings: TrainConfig, path: Path, **_: object) -> RunFolder:
+    def fit(settings: TrainConfig, path: Path, samples: Manifest, **_: object) -> RunFolder:
+        assert manifest_text(samples) == manifest_text(load_samples(settings))
         calls.append(settings)
         return RunFolder(path)
 
@@ -322,7 +330,7 @@ class Stop(Observer):
 
     def progress(self, stage: str, done: int, total: int | None) -> None:
         if stage == self.stage:
-            raise Interrupted("stopped", 2)
+            raise Interrupted(2, "another command")
 
 
 def test_an_interrupted_search_goes_on(config, tmp_path, monkeypatch):
@@ -332,7 +340,7 @@ def test_an_interrupted_search_goes_on(config, tmp_path, monkeypatch):
     whole = tune(small, tmp_path / "whole", **grid)
     assert [trial.epochs for trial in whole.trials] == [2, 2]
 
-    with pytest.raises(Interrupted, match=f"^stopped Continue.* same command, --out {tmp_path}/t$"):
+    with pytest.raises(Interrupted, match=r"^stopped by SIGINT\. Continue with: the same command$"):
         tune(small, tmp_path / "t", **grid, observer=Stop("lambda 2 of 2, epoch 2/2"))
     folders = sorted((tmp_path / "t/trials").iterdir())
     assert not (folders[1] / "validation.txt").exists()
@@ -378,15 +386,24 @@ def test_a_second_search_in_the_folder_is_refused(config, tmp_path, trained):
     tune(config, tmp_path, **GRID)
 
 
-def test_ctrl_c_between_two_runs_says_how_to_go_on(config, tmp_path, trained, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "name", "code"),
+    [(KeyboardInterrupt(), "SIGINT", 130), (SystemExit(143), "SIGTERM", 143)],
+)
+def test_a_signal_between_two_runs_says_how_to_go_on(
+    config, tmp_path, trained, monkeypatch, error, name, code
+):
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise error
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search, "_agreement", interrupted)
-    with pytest.raises(Interrupted, match="stopped by SIGINT") as caught:
-        tune(config, tmp_path / "t", **GRID)
-    assert str(caught.value).endswith(f"Continue with: the same command, --out {tmp_path}/t")
-    assert caught.value.exit_code == 130
+    with pytest.raises(Interrupted) as caught:
+        tune(config, **GRID)
+    place = next((tmp_path / "runs").iterdir()).relative_to(tmp_path)
+    again = f"the same command --out {place}"
+    assert str(caught.value) == f"stopped by {name}. Continue with: {again}"
+    assert caught.value.exit_code == code
 
 
 @pytest.mark.parametrize(("device", "goes_on"), [("cpu", True), ("cuda:9", False)])
