@@ -45,11 +45,16 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
+def named(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many there are beyond."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that a name is not among the known ones, and which may be meant."""
     known = sorted(known)
-    more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
-    hint = did_you_mean(name, known) or f" Known: {legible(', '.join(known[:SHOWN]))}{more}."
+    hint = did_you_mean(name, known) or f" Known: {named([legible(each) for each in known])}."
     return f"unknown {kind} '{legible(name)}'.{hint}"
 
 

@@ -156,10 +156,10 @@ class RunFolder:
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raise RunError where no run may be made: over another one only with `overwrite`."""
-        if self._holds_something() and not overwrite:
+        if self._holds_run() and not overwrite:
             raise RunError(f"{self.path}: exists. Add --overwrite, or choose another --out.")
 
-    def _holds_something(self) -> bool:
+    def _holds_run(self) -> bool:
         """Tell whether there is a run; raises RunError if the place is taken by something else."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file. Choose another --out.")
@@ -176,7 +176,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here; raises RunError if one does already."""
-        self._holds_something()
+        self._holds_run()
         with locked_folder(self.path):
             yield
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_sugge
 from elrcli.config import Reading
 from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
-from elrcli.data.rows import SPLITS
+from elrcli.data.rows import SPLITS, folded
 from elrcli.engine.interrupts import StopSignals
 from elrcli.errors import (
     SAME_COMMAND,
@@ -154,8 +153,6 @@ def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
 
 def check_csv(out: Path) -> Path:
     """Return the path of the change log of a CSV file, or raise if it cannot be written."""
-    if out.suffix.lower() != ".csv":
-        raise ConfigError(f"{out}: the name of a CSV file must end in .csv.")
     if os.path.lexists(out):
         raise DataError(f"{out}: exists. Choose another --out.")
     return _free_log(out, out.stem)
@@ -233,10 +230,10 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
         file = manifest.paths[row].rpartition("/")[2]
         stem, suffix = os.path.splitext(file)
         target = wanted = f"{folder}/{file}"
-        while _folded(target) in taken:
-            numbers[_folded(wanted)] += 1
-            target = f"{folder}/{stem}-{numbers[_folded(wanted)]}{suffix}"
-        taken.add(_folded(target))
+        while folded(target) in taken:
+            numbers[folded(wanted)] += 1
+            target = f"{folder}/{stem}-{numbers[folded(wanted)]}{suffix}"
+        taken.add(folded(target))
         targets[i] = target
     return targets
 
@@ -294,7 +291,7 @@ def _check_folder_names(names: Iterable[str]) -> None:
     for name in names:
         if not is_folder_name(name):
             raise DataError(f"class '{legible(name)}' cannot be the name of a folder. {remedy}")
-        other = folders.setdefault(_folded(name), name)
+        other = folders.setdefault(folded(name), name)
         if other != name:
             raise DataError(
                 f"classes '{legible(other)}' and '{legible(name)}' may be one folder: they differ"
@@ -305,8 +302,3 @@ def _check_folder_names(names: Iterable[str]) -> None:
 def is_folder_name(name: str) -> bool:
     """Tell whether a class can be a folder that leads nowhere else and is not hidden."""
     return bool(name) and not name.startswith(".") and not any(c in name for c in "/\\\0")
-
-
-def _folded(name: str) -> str:
-    """Return what names have in common that some file systems take for one and the same."""
-    return unicodedata.normalize("NFC", name).casefold()

@@ -31,7 +31,7 @@ class Doubts:
     error: np.ndarray  # [M] float64 in (0, 1): probability that the label is wrong
 
 
-def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
+def share_of_errors(evidence: Evidence) -> ErrorShare:
     """Return the share of wrong labels, as two witnesses see it.
 
     One is what networks say of samples that they did not train on: few, and what they confuse
@@ -52,7 +52,7 @@ def share_of_errors(evidence: Evidence, seed: int = 0) -> ErrorShare:
     limit = max(1, MAX_JUDGED // evidence.classes)
     drawn = judges
     if len(judges) > limit:
-        drawn = np.sort(np.random.default_rng(seed).choice(judges, limit, replace=False))
+        drawn = np.sort(np.random.default_rng(0).choice(judges, limit, replace=False))
     share = estimate_error_share(evidence.verdict(drawn), evidence.labels[drawn], population)
     trained = np.flatnonzero(~evidence.held_out)
     if not is_apart or len(trained) == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elrcli.data.csv_files import column_names, csv_column, csv_rows
 from elrcli.data.manifest import Manifest
-from elrcli.errors import MOST_PROBLEMS, DataError, did_you_mean, legible, listed
+from elrcli.errors import MOST_PROBLEMS, DataError, legible, listed, unknown_name
 
 DECISIONS = ("keep", "relabel", "remove", "unsure")
 DECISION_COLUMNS = ("path", "label", "decision", "new_label")
@@ -121,13 +121,11 @@ def _problem(
     if manifest.classes[manifest.labels[row]] != cells["label"]:
         return _other_label(cells, manifest, row)
     if decision not in DECISIONS:
-        hint = did_you_mean(decision, DECISIONS)
-        return f"unknown decision '{legible(decision)}'.{hint} Known: {', '.join(DECISIONS)}."
+        return unknown_name("decision", decision, DECISIONS)
     if decision == "relabel" and not new_label:
         return "relabel needs a new_label"
     if decision == "relabel" and new_label not in class_ids:
-        hint = did_you_mean(new_label, manifest.classes)
-        return f"unknown class '{legible(new_label)}'.{hint}"
+        return unknown_name("class", new_label, manifest.classes)
     if decision != "relabel" and new_label not in ("", cells["label"]):
         return f"'{decision}' with the new_label '{legible(new_label)}'. Did you mean 'relabel'?"
     return ""

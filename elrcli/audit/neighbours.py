@@ -46,7 +46,8 @@ class FeatureSpace:
         """Return the nearest candidates of every query, best first, never the query itself.
 
         queries [Q] and candidates [C] (ascending) are positions -> positions [Q, k] int64 and
-        cosine similarities [Q, k] float32, k = min(count, C), one less if a query is a candidate.
+        cosine similarities [Q, k] float32, k = min(count, C), or C - 1 if that is
+        less and a query is a candidate.
         """
         is_candidate = bool(np.isin(queries, candidates).any())
         k = max(0, min(count, len(candidates) - is_candidate))

@@ -265,7 +265,7 @@ def _fit_pictures(
     large = [suspect.row for suspect in suspects]
     beside = {row for _, *pair in suspects for rows in pair for row in rows}
     small = sorted(beside - set(large))
-    for sizes in LADDER:
+    for sizes in LADDER[:-1]:
         estimate = sum(texts) + _estimate(manifest, large, sizes.suspect)
         estimate += _estimate(manifest, small, sizes.exemplar)
         if estimate <= budget:
@@ -406,7 +406,6 @@ def _items(
                 "split": SPLITS[manifest.splits[result.rows[i]]],
                 "label": int(result.labels[i]),
                 "suggested": int(result.suggested[i]),
-                "score": _number(result.score[i]),
                 "p": _number(probability[i]),
                 "flagged": bool(result.flagged[i]),
                 "top": [

@@ -93,7 +93,7 @@ const pairOf = (item) => `${item.label}>${item.suggested}`;
  * items, and `rest`, the samples that are not on the page.
  */
 function reviewStats(decisions, rest) {
-  const stats = { kept: 0, errors: 0, unsure: 0, expected: 0 };
+  const stats = { kept: 0, errors: 0, expected: 0 };
   const open = [];
   for (const item of items) {
     const entry = decisions.get(item.path);
@@ -102,7 +102,6 @@ function reviewStats(decisions, rest) {
       stats.expected += item.p;
       stats[isError(entry) ? "errors" : "kept"] += 1;
     }
-    if (entry?.decision === "unsure") stats.unsure += 1;
   }
   stats.judged = stats.errors + stats.kept;
   stats.precision = stats.judged ? stats.errors / stats.judged : null;

@@ -15,7 +15,7 @@ import numpy as np
 
 from elrcli.config import Reading
 from elrcli.data.folders import leads_out, links_refused
-from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
+from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, folded, is_inside
 from elrcli.errors import (
     MOST_PROBLEMS,
     SHOWN,
@@ -256,18 +256,13 @@ def _near_file(base: str, path: str) -> str:
     try:
         for part in path.split("/"):
             names = os.listdir(f"{base}/{found}")
-            alike = [name for name in names if _letters(name) == _letters(part)]
+            alike = [name for name in names if folded(name) == folded(part)]
             found += f"/{part if part in alike else min(alike)}"
     except (OSError, ValueError):  # from min(), too, where nothing is alike
         return ""
     if unicodedata.normalize("NFC", found[1:]) == unicodedata.normalize("NFC", path):
         return ". Its name is there in another Unicode form: list the folder to get it."
     return f". Did you mean '{legible(found[1:])}'?"
-
-
-def _letters(name: str) -> str:
-    """Return what two names have in common that a person takes for the same."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def write_csv_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:

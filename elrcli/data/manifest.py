@@ -174,8 +174,8 @@ def _build(
 def draw_validation(manifest: Manifest, fraction: float, seed: int) -> Manifest:
     """Move a stratified `fraction` of the train rows to `val`; every class keeps one in train.
 
-    Returns the manifest itself if it has val rows already or `fraction` is 0. Which rows of a
-    class are drawn depends on the seed and that class alone.
+    Returns the manifest itself if it has val rows already or `fraction` is 0. In which order rows
+    of a class are drawn depends on the seed and that class alone, how many on all classes.
     """
     if not 0.0 <= fraction < 1.0:
         raise ConfigError(f"--val-fraction {fraction}: must be at least 0 and below 1.")
@@ -194,7 +194,7 @@ def draw_validation(manifest: Manifest, fraction: float, seed: int) -> Manifest:
 
 
 def _apportion(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return how many of each class to draw, [K]: largest remainders, at least one in all."""
+    """Return how many of each class to draw, [K]: largest remainders, one in all if one can go."""
     total = max(1, round(fraction * int(counts.sum())))
     exact = counts * fraction
     taken: np.ndarray = np.minimum(np.floor(exact), np.maximum(counts - 1, 0)).astype(np.int64)

@@ -13,7 +13,7 @@ from PIL import Image
 from elrcli.data import noise
 from elrcli.data.images import ImageProblem, read_image
 from elrcli.data.manifest import Manifest
-from elrcli.errors import ConfigError, DataError, UsageError, legible
+from elrcli.errors import ConfigError, DataError, UsageError, legible, unknown_name
 
 NOISE_KINDS = ("symmetric", "asymmetric", "pair", "matrix", "instance")
 FEATURE_SIDE = 16  # instance-dependent noise looks at grey pictures of this size
@@ -79,9 +79,7 @@ class Noise:
 def _class_ids(mapping: Mapping[str, str], classes: Sequence[str]) -> dict[int, int]:
     unknown = sorted({*mapping, *mapping.values()} - set(classes))
     if unknown:
-        raise ConfigError(
-            f"--map: unknown class {unknown[0]!r}. The classes are {', '.join(classes[:10])}."
-        )
+        raise ConfigError(f"--map: {unknown_name('class', unknown[0], classes)}")
     return {classes.index(source): classes.index(target) for source, target in mapping.items()}
 
 

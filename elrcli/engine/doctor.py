@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import platform
@@ -43,13 +44,7 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
-        return {
-            "name": self.name,
-            "status": self.status,
-            "finding": self.finding,
-            "remedy": self.remedy,
-            "facts": dict(self.facts),
-        }
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

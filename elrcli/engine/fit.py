@@ -21,13 +21,13 @@ from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import open_settings, resolve, table_choice
 from elrcli.engine.batch_size import with_fitting_batch
 from elrcli.engine.checkpoints import load_checkpoint
-from elrcli.engine.device import Runtime, choose_runtime
+from elrcli.engine.device import Runtime, choose_runtime, worker_count
 from elrcli.engine.distributed import Group, current_group, joined
 from elrcli.engine.memory import memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.training import Training
-from elrcli.errors import ConfigError, DataError, ModelError, RunError, legible
+from elrcli.errors import ConfigError, DataError, ModelError, RunError, legible, named
 from elrcli.methods.table import row_columns
 from elrcli.models import (
     Preprocessing,
@@ -39,7 +39,6 @@ from elrcli.models import (
 )
 from elrcli.run import RunFolder, json_text, new_path, write_text
 
-NAMED = 4  # classes in a note
 NETWORK_TOO_LARGE = "Choose a smaller --backbone, or another --device."
 
 
@@ -102,19 +101,18 @@ def fit(
     if tries_batches:
         config = with_fitting_batch(config, manifest, runtime, prepared, group, observer, tables)
 
-    def create() -> RunFolder:
+    def create() -> None:
         RunFolder.create(run.path, overwrite=overwrite)
         write_text(run.config_file, _config_text(config, manifest, prepared))
         write_text(run.classes_file, json_text({"classes": list(manifest.classes)}))
         write_text(run.manifest_file, manifest_text(manifest))
-        return run
 
     kind = config.backbone.replace("/", "_").replace(":", "_")
     run = group.from_first(lambda: RunFolder(out or new_path(config.data, kind)))
     with run.locked() if group.is_first else nullcontext():
         group.from_first(create)
         with memory_explained(runtime.device, NETWORK_TOO_LARGE):
-            training = Training(config, manifest, run, network, runtime, prepared, group)
+            training = Training(config, manifest, run, network, runtime, prepared, group, tables)
         training.save()
         return training.run_to_end(observer, for_audit=for_audit)
 
@@ -145,9 +143,11 @@ def _go_on(
 ) -> RunFolder:
     if group.is_first:
         run.remove_leftovers()
-    config = run.train_config().replace(**changes)
-    if open_settings(config):
+    made = run.train_config()
+    if open_settings(made):
         raise RunError(f"{run.config_file}: holds automatic settings. Train again.")
+    config = made.replace(**changes)
+    config = config.replace(workers=worker_count(config.workers))
     manifest = run.manifest()
 
     def problem(state: Mapping[str, Any]) -> str | None:
@@ -161,8 +161,9 @@ def _go_on(
     runtime = _joint_runtime(config, group)
     _check_sync_bn(config, network, runtime, group)
     prepared = stored_preprocessing(run)
+    tables = table_choice(config, manifest, runtime, group)
     with memory_explained(runtime.device, NETWORK_TOO_LARGE):
-        training = Training(config, manifest, run, network, runtime, prepared, group)
+        training = Training(config, manifest, run, network, runtime, prepared, group, tables)
     try:
         training.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -211,9 +212,7 @@ def _classes_without_training(manifest: Manifest) -> str:
     """Return the names of classes that occur in other splits only."""
     seen = np.unique(manifest.labels[manifest.rows("train")])
     unseen = np.setdiff1d(np.arange(manifest.num_classes), seen)
-    named = ", ".join(f"'{legible(manifest.classes[label])}'" for label in unseen[:NAMED])
-    more = f" and {len(unseen) - NAMED} more classes" if len(unseen) > NAMED else ""
-    return f"{named}{more}"
+    return named([f"'{legible(manifest.classes[label])}'" for label in unseen])
 
 
 def _check_sync_bn(

@@ -20,7 +20,6 @@ from elrcli.config import TrainConfig
 from elrcli.data.loader import Batch, RowLoader, images_per_epoch
 from elrcli.data.manifest import Manifest, manifest_text
 from elrcli.data.rows import SPLITS
-from elrcli.engine.automatic import table_choice
 from elrcli.engine.batch_size import BatchTrial
 from elrcli.engine.checkpoints import (
     BackgroundWriter,
@@ -62,15 +61,23 @@ from elrcli.engine.observer import Observer, TrainingPlan
 from elrcli.engine.optimizers import restore_optimizer
 from elrcli.engine.samples import OwnSamples
 from elrcli.engine.unreadable import UnreadableImages, too_many_unreadable
-from elrcli.errors import DataError, NotWritten, OutOfMemory, TrainingError, first_line, legible
+from elrcli.errors import (
+    DataError,
+    NotWritten,
+    OutOfMemory,
+    TrainingError,
+    first_line,
+    legible,
+    named,
+)
 from elrcli.methods.averages import WeightAverage
 from elrcli.methods.sending import sent
+from elrcli.methods.table import TableChoice
 from elrcli.models import Preprocessing, members, training_mode
 from elrcli.run import RunFolder, csv_text, write_text
 
 SECONDS_BETWEEN_CURVES = 30.0
 MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry
-NAMED = 4  # images of a bad batch
 LEAST_SCALE = 2.0**-10  # of losses in fp16: it is halved after each gradient that is not finite
 
 
@@ -90,6 +97,7 @@ class Training:
         runtime: Runtime,
         preprocessing: Preprocessing,
         group: Group,
+        tables: TableChoice,
     ) -> None:
         self.config = config
         self.manifest = manifest
@@ -104,7 +112,7 @@ class Training:
         if group.processes > 1:
             self._check_same(manifest_text(manifest))
         self.samples = OwnSamples(manifest, group, config.seed, runtime.device)
-        self.tables = table_choice(config, manifest, runtime, group)
+        self.tables = tables
         rows = self.samples.share.rows
         self.learner = Learner(config, network, manifest, rows, runtime, self.tables, group)
         self.plan = self._plan()
@@ -286,11 +294,9 @@ class Training:
         own = self.learner.finite.look()
         found = None
         if own is not None:
-            paths = [legible(self.manifest.paths[row]) for row in own.rows]
-            named = ", ".join(paths[:NAMED])
-            more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+            images = named([legible(self.manifest.paths[row]) for row in own.rows])
             # A bad gradient is everybody's, a bad loss that of one process.
-            found = WHAT.index(own.what), own.number, f"{named}{more}"
+            found = WHAT.index(own.what), own.number, images
         told = self.group.gather((found, self.learner.scaler.get_scale()))
         bad = [one for one, _ in told if one is not None]
         if not bad and min(scale for _, scale in told) < LEAST_SCALE:

@@ -169,7 +169,6 @@ def test_page_carries_the_ranking_with_pictures(manifest: Manifest):
         "split": "val",
         "label": 0,
         "suggested": 1,
-        "score": 0.57,
         "p": 0.57,
         "flagged": True,
         "top": [[1, 0.9], [0, 0.1]],

@@ -136,6 +136,7 @@ def test_exemplars_carry_their_label_and_are_no_suspects(trained, tmp_path):
     result = audit_run(run.path, tmp_path, report=False)
     labels = run.manifest().labels
     flagged = set(result.rows[result.flagged].tolist())
+    assert set(result.exemplars) == {0, 1, 2}
     for label, rows in result.exemplars.items():
         assert len(rows) > 0
         assert (labels[rows] == label).all()

@@ -144,7 +144,7 @@ def test_wrong_usage(elr, data, typed, message):
         ({"kind": "other", "rate": 0.1}, "--kind other: choose one of symmetric"),
         (
             {"kind": "asymmetric", "rate": 0.1, "mapping": {"cat": "dgo"}},
-            "unknown class 'dgo'. The classes are bird, cat, dog",
+            "--map: unknown class 'dgo'. Did you mean 'dog'?",
         ),
     ],
 )

@@ -9,12 +9,13 @@ from elrcli.models import Preprocessing
 
 CPU = torch.device("cpu")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+no_mps = pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without MPS")
 
 
 @no_gpu
+@no_mps
 def test_auto_without_a_gpu():
-    if not torch.backends.mps.is_available():
-        assert choose_runtime() == Runtime(CPU, "fp32")
+    assert choose_runtime() == Runtime(CPU, "fp32")
 
 
 def test_bf16_works_on_the_cpu():

@@ -1195,6 +1195,12 @@ def test_settings_that_were_never_resolved_are_a_run_error(run_copy, name):
         resume(run_copy.path)
 
 
+def test_workers_of_a_resumed_run_may_be_chosen_anew(run_copy):
+    (run_copy.path / "model.safetensors").unlink()
+    resume(run_copy.path, {"workers": None})
+    assert run_copy.is_finished()
+
+
 @pytest.mark.parametrize("part", [{"ema": True}, {"mixup": True}, {"method": "sop"}])
 def test_parts_of_a_method_without_a_value_are_a_run_error(run_copy, part):
     config = run_copy.config()

@@ -270,7 +270,8 @@ def test_targets_and_predictions_come_from_the_average(images):
     torch.testing.assert_close(result.probs, expected.softmax(dim=1))
     torch.testing.assert_close(one.target_rows(INDEX).argmax(dim=1), expected.argmax(dim=1))
     assert one.prediction_network() is one.average.network
-    assert method().prediction_network() is not None
+    plain = method()
+    assert plain.prediction_network() is plain.network
 
 
 def test_state_dict_holds_the_average_and_its_step_count(images):
