@@ -146,7 +146,7 @@ def doubt_labels(
 
 def _pull(logits: np.ndarray, share: float) -> float:
     """Return the shift at which the mean error probability is `share`, by bisection."""
-    low, high = -MAX_PULL, MAX_PULL
+    low, high = logits.min(initial=0.0) - MAX_PULL, logits.max(initial=0.0) + MAX_PULL
     for _ in range(40 if len(logits) else 0):
         middle = 0.5 * (low + high)
         if _sigmoid(middle - logits).mean() < share:

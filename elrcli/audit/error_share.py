@@ -18,17 +18,20 @@ How the constants were chosen is in docs/benchmarks.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from elrcli.audit.evidence import FLOOR, normalised
 
-SHARPNESS = np.exp(np.linspace(np.log(0.5), np.log(2.5), 25))
+STEP = np.log(5) / 24  # between two values of log s
+USUAL = (0, 24)  # steps from s = 0.5, to 2.5: these are always looked at
+FARTHEST = (-24, 76)  # to 0.1 and 81, where a network is so far off: with many classes, say
 USUAL_SHARPNESS = (0.2, 0.2)  # mean and deviation of log s before any label is seen
 WEIGHT = 0.1  # of the likelihood against a larger sharpness than the most likely one
 LIKELY = 2.0  # below its maximum at the ends of the interval
-DOUBT = 2  # steps of SHARPNESS beyond, which no number of samples takes away: models are not true
+DOUBT = 2  # steps beyond, which no number of samples takes away: models are not true
 QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
 TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
@@ -52,25 +55,43 @@ def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int
     """
     order = np.argsort(labels, kind="stable")
     belief, labels = belief[order], labels[order]
-    fits = [_fit_shares(sharpened(belief, power), labels) for power in SHARPNESS]
-    usual, spread = USUAL_SHARPNESS
-    prior = -0.5 * ((np.log(SHARPNESS) - usual) / spread) ** 2
-    likelihood = np.array([fit.likelihood for fit in fits])
-    likelihood -= likelihood.max()
-    is_larger = np.arange(len(fits)) > likelihood.argmax()
-    plausible = prior + np.where(is_larger, WEIGHT, 1.0) * likelihood
-    best = int(plausible.argmax())
-    likely = np.flatnonzero(plausible >= plausible[best] - LIKELY)
-    first = max(int(likely[0]) - DOUBT, 0)
-    last = min(int(likely[-1]) + DOUBT, len(SHARPNESS) - 1)
+    fits: dict[int, _Shares] = {}
+    start, end = USUAL
+    while True:
+        for step in range(start, end + 1):
+            if step not in fits:
+                fits[step] = _fit_shares(sharpened(belief, _sharpness(step)), labels)
+        first, best, last = _plausible(fits)
+        if start <= first and last <= end:
+            break
+        start, end = min(start, first), max(end, last)
     estimate, highest = (
-        _matrix_share(sharpened(belief, SHARPNESS[place]), labels, fits[place])
-        for place in (best, last)
+        _matrix_share(sharpened(belief, _sharpness(step)), labels, fits[step])
+        for step in (best, last)
     )
     below, above = _chance(estimate, len(labels), population)
     low = min(fits[first].share, estimate) - below - 0.5 / population
     high = max(highest, estimate) + above
-    return ErrorShare(estimate, float(max(low, 0.0)), float(min(high, 1.0)), float(SHARPNESS[best]))
+    return ErrorShare(estimate, float(max(low, 0.0)), float(min(high, 1.0)), _sharpness(best))
+
+
+def _sharpness(step: int) -> float:
+    return 0.5 * float(np.exp(step * STEP))
+
+
+def _plausible(fits: Mapping[int, _Shares]) -> tuple[int, int, int]:
+    """Return the steps of the sharpness to go on with: the smallest, the best and the largest."""
+    steps = np.array(sorted(fits))
+    usual, spread = USUAL_SHARPNESS
+    prior = -0.5 * ((np.log(0.5) + steps * STEP - usual) / spread) ** 2
+    likelihood = np.array([fits[step].likelihood for step in steps])
+    likelihood -= likelihood.max()
+    is_larger = np.arange(len(steps)) > likelihood.argmax()
+    plausible = prior + np.where(is_larger, WEIGHT, 1.0) * likelihood
+    best = plausible.argmax()
+    likely = steps[plausible >= plausible[best] - LIKELY]
+    first, last = max(likely[0] - DOUBT, FARTHEST[0]), min(likely[-1] + DOUBT, FARTHEST[1])
+    return int(first), int(steps[best]), int(last)
 
 
 def _chance(share: float, drawn: int, population: int) -> tuple[float, float]:

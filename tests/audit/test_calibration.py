@@ -149,6 +149,13 @@ def test_a_few_held_out_samples_share_the_pull_of_the_others():
     assert doubts.error[0] == doubts.error[1] < 0.1  # not 0.2, the share of all
 
 
+def test_the_share_is_met_where_hardly_anything_is_believed():
+    """A thousand classes after a few epochs: every label is far from believed."""
+    given = np.random.default_rng(0).uniform(0.0005, 0.004, 400)
+    doubts = doubt_labels(given, np.arange(400) < 40, 0.2, sharpness=8.0, classes=1000)
+    assert doubts.error.mean() == pytest.approx(0.2, abs=1e-6)
+
+
 def test_a_label_that_is_believed_in_is_less_doubtful():
     held_out = np.zeros(3, dtype=bool)
     doubts = doubt_labels(np.array([0.9, 0.5, 0.0]), held_out, 0.2, 1.0, 2)

@@ -23,7 +23,7 @@ def test_the_share_is_found_and_lies_in_its_interval(rate, draw):
     assert share.low <= (labels != truth).mean() <= share.high
 
 
-@pytest.mark.parametrize("power", [0.75, 1.5])
+@pytest.mark.parametrize("power", [0.1, 0.2, 0.75, 1.5])
 def test_a_network_that_is_too_sure_or_not_sure_enough_does_not_mislead(power):
     belief, truth = draw_beliefs(SAMPLES, CLASSES)
     labels = uniform_errors(truth, CLASSES, 0.2)
@@ -46,6 +46,15 @@ def test_many_classes_with_few_samples_each():
     labels = uniform_errors(truth, 100, 0.2)
     share = estimate(labels, belief)
     assert share.estimate == pytest.approx(0.2, abs=0.06)
+
+
+def test_a_network_that_has_begun_to_learn_many_classes_does_not_call_all_labels_right():
+    """It is hardly surer of one class than of another, as after a few epochs."""
+    belief, truth = draw_beliefs(600, 100)
+    labels = uniform_errors(truth, 100, 0.2)
+    share = estimate(labels, sharpened(belief, 0.15))
+    assert share.estimate == pytest.approx(0.2, abs=0.06)
+    assert share.low <= (labels != truth).mean() <= share.high
 
 
 def test_more_samples_do_not_make_the_models_true():
