@@ -334,6 +334,9 @@ def apply_decisions(
     out: AnyPath | None = None,
     mode: str | None = None,
     accept_above: float | None = None,
+    skip_foreign: bool = False,
+    data: AnyPath | None = None,
+    root: AnyPath | None = None,
     dry_run: bool = False,
 ) -> Plan:
     """Write a corrected dataset from reviewed decisions and return what was changed.
@@ -342,7 +345,9 @@ def apply_decisions(
     An `out` that ends in .csv becomes a CSV file with paths from the data root, any other a
     folder of class folders, filled by `mode` (copy, hardlink or symlink; default copy). The
     run's own data is only read; where its labels have changed since the training, that is an
-    error. `dry_run` writes nothing and needs no `out`.
+    error. `data` and `root` say where it is now, if it has moved. `skip_foreign` leaves out
+    decisions on images or labels that the run does not have. `dry_run` writes nothing and needs
+    no `out`.
     """
     from elrcli.audit.apply import (
         MODES,
@@ -368,16 +373,19 @@ def apply_decisions(
         raise UsageError("--mode: only an --out that is a folder uses it. Leave it out.")
     folder, audit_folder = run_and_audit(Path(run))
     if accept_above is not None:
-        check_own_audit(audit_folder, folder.path)
+        check_own_audit(audit_folder, folder)
     settings = folder.train_config()
-    now = data_by_now(folder.manifest(), settings)
+    now = data_by_now(folder.manifest(), settings, _path(data), _path(root))
     plan = plan_corrections(
         now.manifest,
         _path(decisions),
+        skip_foreign=skip_foreign,
         audit_csv=audit_folder / "audit.csv",
         accept_above=accept_above,
     )
-    check_removed(now, plan.rows, settings.data)
+    check_removed(now, plan.rows, _path(data) or settings.data)
+    if len(plan.rows) == 0:
+        raise DataError(f"{decisions}: removes every sample. Nothing is left to train on.")
     plan = replace(plan, added=now.added)
     if place is None:
         return plan

@@ -177,7 +177,7 @@ class TrainConfig:
         METHOD,
         low=0.0,
         high=0.99999,
-        auto="0.997, less below 7,000 steps",
+        auto="0.997, less below 6,667 steps",
     )
     ema_ramp: int = setting(
         0, "Steps over which that decay rises; with 0 it is at most 1 - 1/step.", METHOD, low=0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import signal
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def is_text(name: str) -> bool:
     return "\0" not in name
 
 
+def folded(name: str) -> str:
+    """Return what names have in common that a person or a file system takes for the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def legible(name: str) -> str:
     """Return a name for a message: printable, and cut where it is very long."""
     return printable(name if len(name) <= 200 else f"{name[:200]}...")
@@ -55,6 +61,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that a name is not among the known ones, and which may be meant."""
     known = sorted(known)
     hint = did_you_mean(name, known) or f" Known: {named([legible(each) for each in known])}."
+    if unicodedata.normalize("NFC", name) in {unicodedata.normalize("NFC", x) for x in known}:
+        hint = " It is there in another Unicode form. Rename one of them."
     return f"unknown {kind} '{legible(name)}'.{hint}"
 
 

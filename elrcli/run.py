@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import os
 import platform
@@ -300,6 +301,11 @@ class RunFolder:
         except (OSError, ValueError, TypeError, csv.Error) as error:
             raise RunError(f"{self.metrics_file}: not a table of numbers ({error}).") from None
 
+    def training_digest(self) -> str:
+        """Return what tells this training from others, and its state from others of it."""
+        text = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
+        return hashlib.sha256(text).hexdigest()
+
     def curves(self) -> str | None:
         """Return `curves.svg`; None where there is none that training can have written.
 
@@ -309,6 +315,12 @@ class RunFolder:
         if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST_CURVES:
             return None
         return file.read_text(encoding="utf-8", errors="replace")
+
+
+def remove_audit(folder: Path) -> None:
+    """Remove what an audit wrote into a folder."""
+    for name in AUDIT_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import errno
 import os
+import unicodedata
 
 import pytest
 
-from elrcli.errors import MOST_PROBLEMS, cannot_be_written, listed
+from elrcli.errors import MOST_PROBLEMS, cannot_be_written, listed, unknown_name
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,13 @@ from elrcli.errors import MOST_PROBLEMS, cannot_be_written, listed
 )
 def test_a_message_lists_the_first_problems(problems, count, expected):
     assert listed(problems, count, shown=2) == expected
+
+
+def test_a_name_in_another_unicode_form_is_said_to_be():
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    assert unknown_name("class", apart, [composed, "tea"]) == (
+        f"unknown class '{apart}'. It is there in another Unicode form. Rename one of them."
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,23 +6,30 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from elrcli.audit.decisions import SHOWN, Suggestion, read_decisions, read_suggestions
+from elrcli.audit.decisions import (
+    SHOWN,
+    Decision,
+    Suggestion,
+    read_decisions,
+    read_suggestions,
+)
 from elrcli.config import Reading
 from elrcli.data.folders import is_image_name
 from elrcli.data.manifest import Manifest
-from elrcli.data.rows import SPLITS, folded
+from elrcli.data.rows import SPLIT_CODES, SPLITS
 from elrcli.engine.interrupts import StopSignals
 from elrcli.errors import (
     SAME_COMMAND,
     ConfigError,
     DataError,
     cannot_be_written,
+    folded,
     legible,
     listed,
 )
@@ -30,6 +37,7 @@ from elrcli.tables import write_table
 
 MODES = ("copy", "hardlink", "symlink")
 CHANGE_COLUMNS = ("path", "from", "to", "reason")
+FILE_COLUMN = "file"  # in the log of a folder: where in it the image is
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Plan:
     labels: np.ndarray  # [R] int32 corrected class ids
     changes: tuple[Change, ...]  # in the order of the manifest
     decided: Counter[str]  # samples per decision: keep, relabel, remove, unsure, accepted
+    skipped: int = 0  # decisions on paths or labels that the run does not have
     added: int = 0  # images that came to the data after the training: they are left out
     reading: Reading = Reading()  # of what is written
 
@@ -77,6 +86,7 @@ def plan_corrections(
     manifest: Manifest,
     decisions_csv: Path | None,
     *,
+    skip_foreign: bool = False,
     audit_csv: Path | None = None,
     accept_above: float | None = None,
 ) -> Plan:
@@ -86,7 +96,10 @@ def plan_corrections(
     are. With `accept_above`, samples without a decision whose error probability in `audit_csv` is
     at least that get the suggested label.
     """
-    decisions = {} if decisions_csv is None else read_decisions(decisions_csv, manifest)
+    decisions: dict[int, Decision] = {}
+    skipped = 0
+    if decisions_csv is not None:
+        decisions, skipped = read_decisions(decisions_csv, manifest, skip_foreign=skip_foreign)
     suggestions: dict[int, Suggestion] = {}
     if accept_above is not None:
         if not 0.0 <= accept_above <= 1.0:
@@ -120,7 +133,7 @@ def plan_corrections(
         for row in changed
     )
     rows = np.flatnonzero(stays).astype(np.int64)
-    return Plan(manifest, rows, labels[rows], changes, decided)
+    return Plan(manifest, rows, labels[rows], changes, decided, skipped)
 
 
 def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
@@ -142,7 +155,7 @@ def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
     )
     columns = [reading.path_column, reading.label_column]
     columns += [] if reading.split_column is None else [split_column]
-    _write_log(log, plan)
+    write_table(log, CHANGE_COLUMNS, plan.change_rows())
     try:
         write_table(out, columns, rows)
     except BaseException:  # Ctrl-C, too: the same command must be possible again
@@ -177,7 +190,7 @@ def write_folder(plan: Plan, out: Path, *, mode: str, with_split: bool) -> Path:
                 place = temporary / target
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _transfer(source, place, mode)
-            _write_log(log, plan)
+            write_table(log, (*CHANGE_COLUMNS, FILE_COLUMN), _file_rows(plan, targets))
             if out.is_dir():
                 out.rmdir()
             temporary.rename(out)
@@ -209,15 +222,16 @@ def check_folder(plan: Plan, out: Path, *, with_split: bool) -> list[str]:
 
 
 def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
-    """Return where each of the R images goes: `[split/]class/file`, all different.
+    """Return where each of the R images goes: `[split/]class/[sub-folders/]file`, all different.
 
-    Of several images with one name in a class, all but the first get `-1`, `-2` and so on; names
+    Sub-folders are those that an image has below the folder of its class, if it is in one. Of
+    several images with one name in a class, all but the first get `-1`, `-2` and so on; names
     that differ only in case or Unicode form count as one, because some file systems take them for
     one. Images that stay in their class come first, so that they keep their names.
     """
     manifest = plan.manifest
     names = [manifest.classes[label] for label in np.unique(plan.labels)]
-    _check_folder_names(names)
+    _check_folder_names(names, with_split=with_split)
     targets = [""] * len(plan.rows)
     taken: set[str] = set()
     numbers: Counter[str] = Counter()
@@ -227,7 +241,7 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
         folder = manifest.classes[plan.labels[i]]
         if with_split:
             folder = f"{SPLITS[manifest.splits[row]]}/{folder}"
-        file = manifest.paths[row].rpartition("/")[2]
+        file = _below_class(manifest.paths[row], manifest.classes[manifest.labels[row]])
         stem, suffix = os.path.splitext(file)
         target = wanted = f"{folder}/{file}"
         while folded(target) in taken:
@@ -238,8 +252,25 @@ def folder_targets(plan: Plan, *, with_split: bool) -> list[str]:
     return targets
 
 
-def _write_log(log: Path, plan: Plan) -> None:
-    write_table(log, CHANGE_COLUMNS, plan.change_rows())
+def _below_class(path: str, label: str) -> str:
+    """Return the part of a path below the folder of its class, else the name of the file."""
+    parts = path.split("/")
+    folders = [name.strip() for name in parts[:-1]][:2]
+    return "/".join(parts[folders.index(label) + 1 :]) if label in folders else parts[-1]
+
+
+def _file_rows(plan: Plan, targets: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the changes with the places of the images, then images that have another name."""
+    paths = [plan.manifest.paths[int(row)] for row in plan.rows]
+    place_of = dict(zip(paths, targets, strict=True))
+    for change in plan.change_rows():
+        yield change | {FILE_COLUMN: place_of.pop(change["path"], "")}
+    label_of = dict(zip(paths, plan.labels.tolist(), strict=True))
+    for path, place in place_of.items():
+        if os.path.basename(path) != os.path.basename(place):
+            label = plan.manifest.classes[label_of[path]]
+            cells = (path, label, label, "renamed: its name was taken")
+            yield dict(zip(CHANGE_COLUMNS, cells, strict=True)) | {FILE_COLUMN: place}
 
 
 def _transfer(source: Path, place: Path, mode: str) -> None:
@@ -274,23 +305,22 @@ def _require_empty(out: Path) -> None:
 
 
 def _is_inside_classes(out: Path, manifest: Manifest) -> bool:
-    """Say whether `out` lies in a root whose images are in folders named after their class."""
+    """Say whether `out` lies in a root whose images are in folders named after classes."""
     if not out.resolve().is_relative_to(manifest.root.resolve()):
         return False
-    labels = manifest.labels.tolist()
-    return all(
-        manifest.classes[label] in [name.strip() for name in path.split("/")[:2]]
-        for path, label in zip(manifest.paths, labels, strict=True)
-    )
+    folders = {name.strip() for path in manifest.paths for name in path.split("/")[:-1][:2]}
+    return len(folders.intersection(manifest.classes)) > 1
 
 
-def _check_folder_names(names: Iterable[str]) -> None:
+def _check_folder_names(names: Iterable[str], *, with_split: bool) -> None:
     """Refuse classes that cannot be folders, or that some systems take for one and the same."""
     remedy = "Write a CSV file instead: --out corrected.csv"
     folders: dict[str, str] = {}
     for name in names:
         if not is_folder_name(name):
             raise DataError(f"class '{legible(name)}' cannot be the name of a folder. {remedy}")
+        if not with_split and name.lower() in SPLIT_CODES:
+            raise DataError(f"class '{name}': a folder of that name is a split. {remedy}")
         other = folders.setdefault(folded(name), name)
         if other != name:
             raise DataError(

@@ -15,12 +15,13 @@ import numpy as np
 
 from elrcli.audit.error_share import ErrorShare, estimate_error_share
 from elrcli.audit.evidence import CHUNK, FLOOR, Evidence, Table
+from elrcli.errors import legible, named
 
 JUDGES = 10  # held-out samples, fewer say nothing about a share of wrong labels
 FEW = 30  # samples of one kind that have no pull of their own
 BIASED = 10  # trained samples say as little as a draw from a population so many times as large
 MAX_JUDGED = 5_000_000  # samples times classes that a fit looks at; more change little
-MAX_PULL = 20.0
+MAX_PULL = 20.0  # beyond the most extreme belief
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,14 @@ def cautions(evidence: Evidence, classes: Sequence[str]) -> list[str]:
             found.append(
                 f"Only {number} of {len(evidence):,} were held out from training, so the number of"
                 " wrong labels is a rough guess. A larger --val-fraction makes it better."
+            )
+        trained = np.unique(evidence.labels[~evidence.held_out])
+        untaught = np.setdiff1d(evidence.labels[judges], trained)
+        if len(untaught):
+            names = named([f"'{legible(classes[label])}'" for label in untaught])
+            found.append(
+                f"No training image of {names}: the run cannot know them, and their labels look"
+                " wrong."
             )
     if len(judges) < JUDGES:
         return found
@@ -146,7 +155,8 @@ def doubt_labels(
 
 def _pull(logits: np.ndarray, share: float) -> float:
     """Return the shift at which the mean error probability is `share`, by bisection."""
-    low, high = logits.min(initial=0.0) - MAX_PULL, logits.max(initial=0.0) + MAX_PULL
+    low = float(logits.min(initial=0.0)) - MAX_PULL
+    high = float(logits.max(initial=0.0)) + MAX_PULL
     for _ in range(40 if len(logits) else 0):
         middle = 0.5 * (low + high)
         if _sigmoid(middle - logits).mean() < share:
@@ -157,7 +167,8 @@ def _pull(logits: np.ndarray, share: float) -> float:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-x)))
+    with np.errstate(over="ignore"):  # 1 / inf is 0
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def posterior(belief: np.ndarray, labels: np.ndarray, error: np.ndarray) -> np.ndarray:

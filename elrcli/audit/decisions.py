@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elrcli.data.csv_files import column_names, csv_column, csv_rows
+from elrcli.data.csv_files import column_names, csv_column, csv_rows, path_below
 from elrcli.data.manifest import Manifest
 from elrcli.errors import MOST_PROBLEMS, DataError, legible, listed, unknown_name
 
@@ -34,16 +35,31 @@ class Suggestion:
     error_probability: float
 
 
-def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
-    """Return the decision of each reviewed manifest row; every bad line is in one DataError."""
+def read_decisions(
+    csv_path: Path, manifest: Manifest, *, skip_foreign: bool = False
+) -> tuple[dict[int, Decision], int]:
+    """Return the decision of each reviewed manifest row, and how many lines were skipped.
+
+    `skip_foreign` skips lines about paths or labels that the manifest does not have. Every bad
+    line is in one DataError.
+    """
     row_of = {path: row for row, path in enumerate(manifest.paths)}
     class_ids = {name: i for i, name in enumerate(manifest.classes)}
+    bases = str(manifest.root), os.path.realpath(manifest.root)
     decisions: dict[int, Decision] = {}
     bad: list[str] = []
+    foreign = 0
     for line, cells in _rows(csv_path, DECISION_COLUMNS, bad):
         row = row_of.get(cells["path"])
-        problem = _problem(cells, row, manifest, class_ids)
+        if row is None:  # written by hand
+            row = row_of.get(path_below(cells["path"], bases) or "")
+        problem = _foreign(cells, row, manifest)
         if problem or row is None:
+            foreign += 1
+            if not skip_foreign:
+                bad.append(f"{csv_path}:{line}: {problem}")
+            continue
+        if problem := _problem(cells, manifest, class_ids):
             bad.append(f"{csv_path}:{line}: {problem}")
             continue
         is_relabel = cells["decision"] == "relabel" and cells["new_label"] != cells["label"]
@@ -57,8 +73,9 @@ def read_decisions(csv_path: Path, manifest: Manifest) -> dict[int, Decision]:
                 f" {first.line}. Keep one of the two lines."
             )
     if bad:
-        raise DataError(listed(bad, shown=SHOWN))
-    return decisions
+        hint = "\nTo leave out what is not of this run: --skip-foreign" if foreign else ""
+        raise DataError(listed(bad, shown=SHOWN) + ("" if skip_foreign else hint))
+    return decisions, foreign
 
 
 def read_suggestions(csv_path: Path, manifest: Manifest) -> dict[int, Suggestion]:
@@ -111,15 +128,18 @@ def _rows(
         yield line, {name: x if name == "path" else x.strip() for name, x in named.items()}
 
 
-def _problem(
-    cells: Mapping[str, str], row: int | None, manifest: Manifest, class_ids: Mapping[str, int]
-) -> str:
-    """Return what is wrong with one line of decisions.csv, or nothing."""
-    decision, new_label = cells["decision"], cells["new_label"]
+def _foreign(cells: Mapping[str, str], row: int | None, manifest: Manifest) -> str:
+    """Return why one line of decisions.csv is not about this run, or nothing."""
     if row is None:
         return f"'{legible(cells['path'])}' is not a path of this run"
     if manifest.classes[manifest.labels[row]] != cells["label"]:
         return _other_label(cells, manifest, row)
+    return ""
+
+
+def _problem(cells: Mapping[str, str], manifest: Manifest, class_ids: Mapping[str, int]) -> str:
+    """Return what is wrong with the decision of one line of decisions.csv, or nothing."""
+    decision, new_label = cells["decision"], cells["new_label"]
     if decision not in DECISIONS:
         return unknown_name("decision", decision, DECISIONS)
     if decision == "relabel" and not new_label:

@@ -22,7 +22,7 @@ from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.fit import fit, resume
 from elrcli.engine.observer import Observer
 from elrcli.errors import DataError, Interrupted, RunError, UsageError
-from elrcli.run import RunFolder, new_path
+from elrcli.run import RunFolder, new_path, remove_audit
 
 
 def audit_config(data: Path, settings: Mapping[str, Any]) -> TrainConfig:
@@ -75,6 +75,8 @@ def run_for_audit(
             return resume(run.path, observer=observer)
         # What a kill left before its first checkpoint is nothing to keep.
         anew = group.from_first(lambda: overwrite or (out is not None and run.is_run()))
+        if anew and out is not None:  # what an earlier audit says is of another run
+            group.from_first(lambda: remove_audit(out))
         return fit(config, run.path, overwrite=anew, observer=observer)
     except Interrupted as error:
         command = ["elr", "audit", str(run.path)] + ([] if out is None else ["--out", str(out)])

@@ -35,21 +35,40 @@ def run_and_audit(place: Path) -> tuple[RunFolder, Path]:
     return RunFolder.open(place), run.audit_folder
 
 
-def check_own_audit(audit: Path, run: Path) -> None:
-    """Raise DataError if the audit in that folder ranked other data than those of the run."""
-    summary = audit / "summary.json"
-    if summary.is_file() and read_json_object(summary).get("applies_to_run") is False:
+def check_own_audit(audit: Path, run: RunFolder) -> None:
+    """Raise DataError if the audit in that folder is not of this training and its data."""
+    file = audit / "summary.json"
+    if not file.is_file():
+        return
+    summary = read_json_object(file)
+    problem = None
+    if summary.get("applies_to_run") is False:
+        problem = "ranks other data than that of the run"
+    elif summary.get("training") != run.training_digest():
+        problem = "is of another training, or of an earlier epoch"
+    if problem is not None:
         raise DataError(
-            f"{audit}: ranks other data than that of the run. Do it again with:"
-            f" elr audit {shlex.quote(str(run))} --out {shlex.quote(str(audit))}"
+            f"{audit}: {problem}. Do it again with:"
+            f" elr audit {shlex.quote(str(run.path))} --out {shlex.quote(str(audit))}"
         )
 
 
-def data_by_now(manifest: Manifest, settings: TrainConfig) -> ReviewedData:
-    """Compare the samples of a run with its data; raises DataError where a label has changed."""
-    is_csv = settings.data.is_file()
-    reading = replace(settings.reading, root=manifest.root if is_csv else None)
-    given = load_data(settings.data, reading, check_files=False)
+def data_by_now(
+    manifest: Manifest, settings: TrainConfig, data: Path | None, root: Path | None
+) -> ReviewedData:
+    """Compare the samples of a run with its data; raises DataError where a label has changed.
+
+    `data` and `root` are where these are now, if not where they were.
+    """
+    if data is None:
+        data, root = settings.data, root or (None if settings.data.is_dir() else manifest.root)
+        if not data.exists():
+            raise DataError(
+                f"{data}: is gone, the data of the run. Say where it is: --data PATH, and with"
+                " a CSV file --root DIR."
+            )
+    given = load_data(data, replace(settings.reading, root=root), check_files=False)
+    manifest = replace(manifest, root=given.root)
     row_of = {path: row for row, path in enumerate(given.paths)}
     gone: set[int] = set()
     changed = []
@@ -65,7 +84,7 @@ def data_by_now(manifest: Manifest, settings: TrainConfig) -> ReviewedData:
             changed.append(f"'{legible(path)}': '{legible(names[0])}', now '{legible(names[1])}'")
     if changed:
         raise DataError(
-            f"{settings.data}: {len(changed)} labels are others than in the run. Put these back,"
+            f"{data}: {len(changed)} labels are others than in the run. Put these back,"
             " or train again and review that run:\n" + listed(changed)
         )
     added = len(set(row_of).difference(manifest.paths))

@@ -24,15 +24,15 @@ from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
 from elrcli.config import Reading, read_json_object
-from elrcli.data.csv_files import column_names, csv_column, csv_rows
-from elrcli.data.manifest import Manifest, load_data
+from elrcli.data.csv_files import column_names, csv_column, csv_rows, read_csv
+from elrcli.data.manifest import FOREIGN_TRUTH, NO_CLASS, Manifest, load_data
 from elrcli.data.rows import SPLITS
 from elrcli.engine.checkpoints import load_checkpoint
 from elrcli.engine.distributed import current_group, joined
 from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor
-from elrcli.errors import ConfigError, DataError, RunError, UsageError, legible
+from elrcli.errors import ConfigError, DataError, RunError, UsageError, legible, named
 from elrcli.run import AUDIT_FILES, RunFolder, json_text, new_path, write_text
 from elrcli.tables import write_table
 
@@ -81,7 +81,9 @@ def audit_run(
     check_place(folder)
     manifest = run.manifest() if data is None else load_data(data, reading, classes=run.classes())
     settings = run.train_config()
-    path_columns = (reading.path_column, settings.path_column)
+    path_columns = [reading.path_column, settings.path_column]
+    if data is None:
+        path_columns.reverse()
     true_labels = true_labels_of(manifest, truth, truth_column, path_columns)
     if data is None:
         evidence, unreadable, epochs = trained_evidence(run, manifest)
@@ -106,6 +108,7 @@ def audit_run(
             {"path": manifest.paths[row], "reason": unreadable[row]} for row in sorted(unreadable)
         ],
         "run": str(run_path),
+        "training": run.training_digest(),
         "data": str(manifest.root),
         "applies_to_run": data is None,
         "backbone": settings.backbone,
@@ -114,6 +117,8 @@ def audit_run(
         "version": elrcli.__version__,
     }
     if true_labels is not None:
+        if foreign := int((true_labels == NO_CLASS).sum()):
+            observer.note(f"{foreign:,} true labels {FOREIGN_TRUTH}")
         is_error = result.labels != true_labels[result.rows]
         summary["truth"] = ranking_figures(result.score, is_error)
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
@@ -311,15 +316,22 @@ def true_labels_of(
     path_column, column = _truth_columns(truth, truth_column, path_columns)
     # No image is opened for it, so links do no harm.
     reading = Reading(manifest.root, path_column, column, split_column=None, follow_links=True)
-    table = load_data(truth, reading, classes=manifest.classes, check_files=False)
-    known = dict(zip(table.paths, table.labels.tolist(), strict=True))
+    rows, _ = read_csv(truth, manifest.root, reading, None, None, check_files=False)
+    known = dict(zip(rows.paths, rows.labels, strict=True))
     missing = [path for path in manifest.paths if path not in known]
     if missing:
         raise DataError(
             f"{truth}: no true label for {len(missing)} samples, first {missing[0]!r}. "
             f"Its paths must start from {manifest.root}."
         )
-    return np.array([known[path] for path in manifest.paths], dtype=np.int32)
+    class_ids = {name: i for i, name in enumerate(manifest.classes)}
+    found = [class_ids.get(known[path], NO_CLASS) for path in manifest.paths]
+    if max(found) == NO_CLASS:
+        raise DataError(
+            f"{truth}: no label in column '{column}' is a class of the data. Its classes are"
+            f" {named([legible(name) for name in manifest.classes])}."
+        )
+    return np.array(found, dtype=np.int32)
 
 
 def full_summary(

@@ -45,6 +45,23 @@ def apply(
             help="Take the suggestion for labels without a decision from this error probability.",
         ),
     ] = None,
+    skip_foreign: Annotated[
+        bool,
+        typer.Option(
+            "--skip-foreign",
+            help="Leave out decisions on images or labels that the run does not have.",
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Where the data of the run is now.", show_default="where it was"),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that the paths in a CSV file start from.", show_default="where it was"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the changes, as CSV on stdout.")
     ] = False,
@@ -60,7 +77,15 @@ def apply(
     from elrcli.tables import write_csv
 
     plan = apply_decisions(
-        run, decisions, out=out, mode=mode, accept_above=accept_above, dry_run=dry_run
+        run,
+        decisions,
+        out=out,
+        mode=mode,
+        accept_above=accept_above,
+        skip_foreign=skip_foreign,
+        data=data,
+        root=root,
+        dry_run=dry_run,
     )
     if not quiet:
         is_folder = out is not None and out.suffix.lower() != ".csv"
@@ -92,6 +117,8 @@ def plan_lines(plan: Plan, *, is_folder: bool) -> list[str]:
         f"{len(plan.changes) - removed:,} labels changed, {removed:,} of {len(plan.manifest):,} "
         "samples removed",
     ]
+    if plan.skipped:
+        lines.append(f"{plan.skipped:,} decisions left out: not of this run")
     if plan.added:
         lines.append(
             f"{plan.added:,} images came to the data after the training: not in the output"

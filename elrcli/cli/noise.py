@@ -37,7 +37,7 @@ def noise(
             "--rate",
             min=0.0,
             max=1.0,
-            help="Probability that a label is redrawn.",
+            help="Probability that a label is changed or redrawn; all kinds but matrix need it.",
             show_default=False,
         ),
     ] = None,

@@ -15,12 +15,13 @@ import numpy as np
 
 from elrcli.config import Reading
 from elrcli.data.folders import leads_out, links_refused
-from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, folded, is_inside
+from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
 from elrcli.errors import (
     MOST_PROBLEMS,
     SHOWN,
     DataError,
     did_you_mean,
+    folded,
     is_text,
     legible,
     listed,
@@ -105,7 +106,7 @@ class _RowReader:
             raise ValueError(f"{len(cells)} cells, but the header has {len(self.header)}")
         if not cells[self.path_at].strip():
             raise ValueError("no path. Fill it in, or delete the row.")
-        path = _relative(cells[self.path_at], self.bases)
+        path = path_below(cells[self.path_at], self.bases)
         if path is None:
             given = legible(cells[self.path_at])
             raise ValueError(f"'{given}' lies outside {self.bases[0]}. Set --root.")
@@ -200,6 +201,10 @@ def csv_rows(csv_path: Path, path_column: str) -> Iterator[tuple[int, list[str]]
             reader = csv.reader(file, delimiter=_delimiter(first, path_column), strict=True)
             width = 0
             for cells in reader:
+                while width and len(cells) > width and not cells[-1].strip():
+                    del cells[-1]  # a comma too many
+                if any(cell[:2] == ' "' and cell.rstrip()[-1:] == '"' for cell in cells):
+                    raise DataError(f"{csv_path}:{line}: a blank before a quote. Remove it.")
                 if width == 0 or any(cell.strip() for cell in cells):
                     yield line, cells + [""] * (width - len(cells))
                 width = width or len(cells)
@@ -235,7 +240,7 @@ def column_names(header: Sequence[str]) -> str:
     return legible(", ".join(header))
 
 
-def _relative(path: str, bases: Iterable[str]) -> str | None:
+def path_below(path: str, bases: Iterable[str]) -> str | None:
     """Return a path relative to the data root; None if it leaves it."""
     path = os.path.normpath(path)
     if not os.path.isabs(path):

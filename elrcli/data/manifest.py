@@ -25,6 +25,7 @@ from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
 from elrcli.errors import SHOWN, ConfigError, DataError, is_text, legible, listed, unknown_name
 
 NO_CLASS = -1  # a true label that names none of the classes: the given one is wrong
+FOREIGN_TRUTH = "name a class that no label has: counted as wrong"  # after their number
 
 
 class StringTable(Sequence[str]):

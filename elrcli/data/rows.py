@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from array import array
 from dataclasses import dataclass, field
 
@@ -13,11 +12,6 @@ from elrcli.errors import legible
 
 SPLITS = ("train", "val", "test")
 SPLIT_CODES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
-
-
-def folded(name: str) -> str:
-    """Return what names have in common that a person or a file system takes for the same."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 import elrcli
 from elrcli.config import AUTO, TrainConfig
 from elrcli.data.folders import left_out
-from elrcli.data.manifest import NO_CLASS, Manifest, manifest_text
+from elrcli.data.manifest import FOREIGN_TRUTH, NO_CLASS, Manifest, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.engine.automatic import open_settings, resolve, table_choice
 from elrcli.engine.batch_size import with_fitting_batch
@@ -27,7 +28,7 @@ from elrcli.engine.memory import memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.training import Training
-from elrcli.errors import ConfigError, DataError, ModelError, RunError, legible, named
+from elrcli.errors import ConfigError, DataError, ModelError, RunError, folded, legible, named
 from elrcli.methods.table import row_columns
 from elrcli.models import (
     Preprocessing,
@@ -88,8 +89,10 @@ def fit(
     unseen = _classes_without_training(manifest)
     if unseen:
         observer.note(f"no training image of {unseen}: cannot be learned")
+    if alike := _alike_classes(manifest.classes):
+        observer.note(f"classes that differ only in case or Unicode form: {alike}")
     if manifest.truth is not None and (foreign := int((manifest.truth == NO_CLASS).sum())):
-        observer.note(f"{foreign:,} true labels name a class that no label has: counted as wrong")
+        observer.note(f"{foreign:,} true labels {FOREIGN_TRUTH}")
     for line in left_out(config.data):
         observer.note(line)
     if config.schedule == "step" and min(config.milestones, default=0) >= config.epochs:
@@ -213,6 +216,12 @@ def _classes_without_training(manifest: Manifest) -> str:
     seen = np.unique(manifest.labels[manifest.rows("train")])
     unseen = np.setdiff1d(np.arange(manifest.num_classes), seen)
     return named([f"'{legible(manifest.classes[label])}'" for label in unseen])
+
+
+def _alike_classes(classes: Sequence[str]) -> str:
+    """Return the names of classes that a person takes for the same."""
+    count = Counter(folded(name) for name in classes)
+    return named([f"'{legible(name)}'" for name in classes if count[folded(name)] > 1])
 
 
 def _check_sync_bn(

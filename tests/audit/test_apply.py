@@ -173,7 +173,28 @@ def test_every_bad_line_is_in_one_error_with_its_number(tmp_path: Path, manifest
         "F:7: 'keep' with the new_label 'cat'. Did you mean 'relabel'?",
         "F:8: 5 cells, but the header has 4",
         "F:11: 'images/5.png' is decided otherwise on line 9. Keep one of the two lines.",
+        "To leave out what is not of this run: --skip-foreign",
     ]
+
+
+def test_decisions_of_another_round_can_be_left_out(tmp_path: Path, manifest: Manifest):
+    lines = ("images/9.png,cat,keep,", "images/1.png,dog,remove,", "images/2.png,cat,relabel,dog")
+    file = decisions(tmp_path, *lines)
+    plan = plan_corrections(manifest, file, skip_foreign=True)
+    assert plan.skipped == 2
+    assert [change.path for change in plan.changes] == ["images/2.png"]
+    file = decisions(tmp_path, *lines, "images/3.png,dog,relabel,catt")
+    with pytest.raises(DataError) as caught:
+        plan_corrections(manifest, file, skip_foreign=True)
+    assert str(caught.value) == f"{file}:5: unknown class 'catt'. Did you mean 'cat'?"
+
+
+def test_paths_of_decisions_may_be_written_by_hand(tmp_path: Path, manifest: Manifest):
+    file = decisions(
+        tmp_path, "./images/1.png,cat,remove,", f"{manifest.root}/images/2.png,cat,remove,"
+    )
+    plan = plan_corrections(manifest, file)
+    assert [change.path for change in plan.changes] == ["images/1.png", "images/2.png"]
 
 
 def test_very_many_bad_lines_are_counted(tmp_path: Path, manifest: Manifest):
@@ -187,9 +208,10 @@ def test_twenty_bad_lines_are_listed(tmp_path: Path, manifest: Manifest):
         file = decisions(tmp_path, *(f"no/{i}.png,cat,keep," for i in range(count)))
         with pytest.raises(DataError) as caught:
             plan_corrections(manifest, file)
-        lines = str(caught.value).splitlines()
+        *lines, hint = str(caught.value).splitlines()
         assert len(lines) == count
         assert lines[-1].endswith(last)
+        assert hint.endswith("--skip-foreign")
 
 
 def test_reading_stops_after_a_thousand_bad_lines(tmp_path: Path, manifest: Manifest):
@@ -409,6 +431,42 @@ def test_names_with_capitals_get_numbers_too(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_sub_folders_of_a_class_are_kept(tmp_path: Path):
+    rows = [
+        ("cat/day/1.png", "cat", "train"),
+        ("cat/night/1.png", "cat", "train"),
+        ("dog/day/1.png", "dog", "train"),
+    ]
+    manifest = make_manifest(tmp_path / "source", rows)
+    plan = plan_corrections(manifest, decisions(tmp_path, "dog/day/1.png,dog,relabel,cat"))
+    targets = ["cat/day/1.png", "cat/night/1.png", "cat/day/1-1.png"]
+    assert folder_targets(plan, with_split=False) == targets
+
+
+def test_the_log_of_a_folder_says_where_changed_and_renamed_images_are(tmp_path: Path):
+    rows = [(f"{name}/1.png", "cat", "train") for name in "abc"] + [("d/1.png", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    plan = plan_corrections(
+        manifest, decisions(tmp_path, "a/1.png,cat,remove,", "d/1.png,dog,relabel,cat")
+    )
+    log = write_folder(plan, tmp_path / "out", mode="copy", with_split=False)
+    assert log.read_text().splitlines() == [
+        "path,from,to,reason,file",
+        "a/1.png,cat,,reviewed: remove,",
+        "d/1.png,dog,cat,reviewed: relabel,cat/1-2.png",
+        "c/1.png,cat,cat,renamed: its name was taken,cat/1-1.png",
+    ]
+    assert (tmp_path / "out/cat/1-2.png").read_bytes() == b"d/1.png"
+
+
+def test_a_class_named_like_a_split_is_no_folder(tmp_path: Path):
+    rows = [("1.png", "Test", "train"), ("2.png", "dog", "train")]
+    plan = plan_corrections(make_manifest(tmp_path / "source", rows), None)
+    with pytest.raises(DataError, match="class 'Test': a folder of that name is a split"):
+        write_folder(plan, tmp_path / "out", mode="copy", with_split=False)
+    assert "train/Test/1.png" in folder_targets(plan, with_split=True)
+
+
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../evil", "a\\b", "", "a\0b"])
 def test_class_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str):
     manifest = make_manifest(
@@ -450,6 +508,15 @@ def test_target_among_class_folders_is_refused(tmp_path: Path, folder: str):
     plan = plan_corrections(manifest, None)
     with pytest.raises(DataError, match="would become a class"):
         write_folder(plan, manifest.root / "fixed", mode="copy", with_split=False)
+
+
+def test_one_label_that_is_not_its_folder_does_not_make_it_safe(tmp_path: Path):
+    rows = [("cat/1.png", "cat", "train"), ("dog/2.png", "cat", "train"), ("d/3", "dog", "train")]
+    manifest = make_manifest(tmp_path / "source", rows)
+    with pytest.raises(DataError, match="would become a class"):
+        write_folder(
+            plan_corrections(manifest, None), manifest.root / "x", mode="copy", with_split=False
+        )
 
 
 @pytest.mark.parametrize("target", ["out", "new/deep/out"])

@@ -86,6 +86,16 @@ def test_a_rare_class_that_is_found_is_no_luck(right, says_poor):
     assert len(cautions(evidence, ("cat", "dog"))) == says_poor
 
 
+def test_a_class_that_was_not_trained_is_a_reason_for_caution():
+    samples = np.arange(300)
+    labels = (samples % 2).astype(np.int32)
+    labels[:3] = 2  # of 60 that are held out
+    belief = np.where(np.eye(3)[labels] > 0, 0.98, 0.01).astype(np.float32)
+    evidence = Evidence(samples, labels, samples < 60, belief)
+    found = cautions(evidence, ("cat", "dog", "cow"))
+    assert [line.startswith("No training image of 'cow'") for line in found] == [True]
+
+
 def test_every_sample_judged_apart_leaves_no_doubt_of_that_kind():
     evidence, _ = make_evidence(0.2, held_out=0.0)
     judged = Evidence(

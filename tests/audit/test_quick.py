@@ -80,6 +80,14 @@ def out(finished, tmp_path) -> Path:
     return tmp_path / "out"
 
 
+def test_what_an_earlier_audit_says_goes_when_its_run_does(out, finished):
+    for name in ("summary.json", "audit.csv", "mine.txt"):
+        (out / name).write_text("{}")
+    with pytest.raises(Interrupted):
+        run_for_audit(finished / "photos", TINY, out, overwrite=True, observer=Stopper())
+    assert sorted(path.name for path in out.iterdir()) == ["mine.txt", "run"]
+
+
 # --- settings ---
 
 

@@ -211,6 +211,26 @@ def test_paths_of_the_truth_are_named_as_those_of_the_data(trained, tmp_path, na
     assert audit_run(run.path, tmp_path / "out", **options).summary["truth"]["errors"] > 0
 
 
+def test_a_true_label_that_is_no_class_counts_as_wrong(trained, tmp_path):
+    run, truth = trained
+    path = tmp_path / "truth.csv"
+    rows = [f"{name},{label if i else 'zebra'}\n" for i, (name, label) in enumerate(truth.items())]
+    path.write_text("path,true_label\n" + "".join(rows) + "gone.png,none of these\n")
+    heard: list[str] = []
+
+    class Listener(Observer):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    before = sum(truth[path] != path.split("/")[0] for path in list(truth)[1:])
+    result = audit_run(run.path, tmp_path / "out", report=False, truth=path, observer=Listener())
+    assert result.summary["truth"]["errors"] in (before, before + 1)  # one image is unreadable
+    assert "1 true labels name a class that no label has: counted as wrong" in heard
+    path.write_text("path,true_label\n" + "".join(f"{name},7\n" for name in truth))
+    with pytest.raises(DataError, match="no label in column 'true_label' is a class of the data"):
+        audit_run(run.path, tmp_path / "out", report=False, truth=path)
+
+
 def test_splits_in_the_truth_do_not_matter(trained, tmp_path):
     run, truth = trained
     path = tmp_path / "truth.csv"

@@ -11,6 +11,7 @@ from elrcli.config import Reading, TrainConfig
 from elrcli.data.manifest import Manifest, draw_validation, load_data, manifest_text
 from elrcli.data.samples import load_samples
 from elrcli.errors import ConfigError
+from elrcli.run import RunFolder
 from tests.shapes import write_shapes
 
 AUDIT_HEADER = "rank,path,split,label,suggested,score,error_probability,flagged\n"
@@ -99,8 +100,53 @@ def test_suggestions_for_other_data_are_refused(elr, run):
         " elr audit run --out run/audit\n"
     )
     assert elr("apply", run, "decisions.csv", "-o", "fixed.csv").code == 0
-    Path("run/audit/summary.json").write_text('{"applies_to_run": true}')
+    Path("run/audit/summary.json").write_text(
+        json.dumps({"applies_to_run": True, "training": RunFolder(run).training_digest()})
+    )
     assert elr("apply", run, "-o", "new.csv", "--accept-above", 0.95).code == 0
+    Path("run/metrics.csv").write_text("epoch,seconds\n1,2.5\n")  # another training
+    outcome = elr("apply", run, "-o", "newer.csv", "--accept-above", 0.95)
+    assert outcome.code == 1
+    assert "run/audit: is of another training, or of an earlier epoch. Do it again" in outcome.err
+
+
+def test_data_that_has_moved_is_named(elr, run):
+    Path("data").rename("moved")
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
+    assert outcome.code == 1
+    assert "data: is gone, the data of the run. Say where it is: --data PATH" in outcome.err
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv", "--data", "moved")
+    assert outcome.code == 0, outcome.err
+    again = f"elr train fixed.csv --root {Path('moved').absolute()}"
+    assert outcome.err.endswith(f"next      {again}\n")
+    Path("all.csv").write_text(Path("run/manifest.csv").read_text())
+    typed = ["--data", "all.csv", "--root", "moved"]
+    assert elr("apply", run, "decisions.csv", "-o", "again.csv", *typed).code == 0
+    assert elr("apply", run, "decisions.csv", "-o", "folder", *typed).code == 0
+    assert len(list(Path("folder").rglob("*.png"))) == 7
+
+
+def test_decisions_on_other_images_are_left_out_when_asked(elr, run):
+    with Path("decisions.csv").open("a") as file:
+        file.write("cat/gone.png,cat,remove,\n")
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
+    assert outcome.code == 1
+    assert outcome.err.endswith("To leave out what is not of this run: --skip-foreign\n")
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv", "--skip-foreign")
+    assert outcome.code == 0
+    assert "1 decisions left out: not of this run" in outcome.err
+
+
+def test_removing_everything_is_an_error(elr, run):
+    with Path("run/manifest.csv").open() as file:
+        rows = [line.split(",")[:2] for line in file.read().splitlines()[1:]]
+    Path("decisions.csv").write_text(
+        "path,label,decision,new_label\n" + "".join(f"{p},{c},remove,\n" for p, c in rows)
+    )
+    outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv")
+    assert outcome.code == 1
+    assert "decisions.csv: removes every sample" in outcome.err
+    assert not Path("fixed.csv").exists()
 
 
 def test_a_dry_run_prints_the_changes(elr, run):

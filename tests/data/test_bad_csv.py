@@ -141,6 +141,19 @@ def test_equal_rows_count_once_and_contradictions_are_named(data):
     )
 
 
+def test_a_blank_before_a_quote_does_not_make_the_quotes_a_part_of_the_class(data):
+    text = 'path, label\na.png, "x"\nb.png, "y"\n'
+    assert problem_of(write(data, text)) == "2: a blank before a quote. Remove it."
+
+
+def test_a_comma_too_many_at_the_end_is_no_cell(data):
+    manifest = load_data(write(data, "path,label\na.png,x,\nb.png,y,,\n"))
+    assert (list(manifest.paths), manifest.classes) == (["a.png", "b.png"], ("x", "y"))
+    assert problem_of(write(data, "path,label\na.png,x,,z\nb.png,y\n")) == (
+        "2: 4 cells, but the header has 2"
+    )
+
+
 # --- paths ---
 
 

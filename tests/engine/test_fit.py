@@ -349,6 +349,14 @@ def test_a_class_without_training_images_is_named(train, tmp_path):
     assert load_checkpoint(run.checkpoint_folder)["record"]["visits"].tolist() == [1] * 25
 
 
+def test_classes_that_look_alike_are_named(train, tmp_path):
+    write_shapes(tmp_path / "data", per_class=4, classes=("circle", "Circle", "square"))
+    heard = Recorder()
+    train(data=tmp_path / "data", observer=heard, epochs=1)
+    named = "'Circle', 'circle'"
+    assert heard.notes == [f"classes that differ only in case or Unicode form: {named}"]
+
+
 def test_images_in_no_class_folder_are_named(train, tmp_path):
     data = tmp_path / "data"
     write_shapes(data, per_class=4)
