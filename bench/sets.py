@@ -113,6 +113,21 @@ def digits(out: Path, noise: str, seed: int = 0, *, tests: bool = True) -> Study
     return StudySet(write(out, lines), out.parent, settings)
 
 
+def numbers(out: Path, images: int, seed: int = 0) -> StudySet:
+    """Write two-digit numbers: pairs of scikit-learn's digits, 100 classes, all true labels."""
+    rng = np.random.default_rng(seed)
+    pictures, digit = load_digits(return_X_y=True)
+    pictures = (pictures.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    lines = []
+    for i, label in enumerate(rng.permutation(np.arange(images) % 100)):
+        pair = [rng.choice(pictures[digit == each]) for each in divmod(int(label), 10)]
+        path = out.parent / f"numbers-{seed}" / f"{i:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.hstack(pair)).resize((32, 32)).save(path)
+        lines.append((f"numbers-{seed}/{path.name}", f"c{label}", f"c{label}", ""))
+    return StudySet(write(out, lines), out.parent, {"image_size": 32})
+
+
 def shapes(
     out: Path,
     noise: str,

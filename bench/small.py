@@ -4,7 +4,9 @@
     python bench/small.py --out results/ --table
 
 A few hundred images leave few that were not trained on. Digits and shapes with planted noise, 15
-epochs from scratch. One JSON file a cell, runs in a folder beside it; goes on where it stopped.
+epochs from scratch; and two-digit numbers, 100 classes of 20 images, after 2, 5 and 15 epochs: a
+network that has only begun to learn. One JSON file a cell, runs in a folder beside it; goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -22,18 +24,20 @@ import torch
 
 import elrcli
 
-SETS = {  # classes, images
-    "digits3": (3, 210),
-    "digits10": (10, 270),
-    "digits10-few": (10, 160),
-    "shapes6": (6, 180),
+SETS = {  # classes, images, epochs
+    "digits3": (3, 210, 15),
+    "digits10": (10, 270, 15),
+    "digits10-few": (10, 160, 15),
+    "shapes6": (6, 180, 15),
+    "numbers-e2": (100, 2000, 2),
+    "numbers-e5": (100, 2000, 5),
+    "numbers-e15": (100, 2000, 15),
 }
 RATES, SEEDS = (0, 10, 25, 40), (0, 1)
 TRAINING: dict[str, Any] = {
     "backbone": "test_resnet",
     "pretrained": False,
     "image_size": 32,
-    "epochs": 15,
     "flip": False,
     "workers": 0,
     "cache": "ram",
@@ -42,11 +46,13 @@ TRAINING: dict[str, Any] = {
 
 
 def write_set(name: str, rate: int, seed: int, folder: Path) -> Path:
-    """Write a random part of digits or shapes with symmetric noise; return the CSV file."""
-    classes, images = SETS[name]
+    """Write a random part of a set with symmetric noise; return the CSV file."""
+    classes, images, _ = SETS[name]
     rng = np.random.default_rng(seed)
     if name.startswith("digits"):
         made = sets.digits(folder / "all.csv", "clean", tests=False)
+    elif name.startswith("numbers"):
+        made = sets.numbers(folder / "all.csv", images, seed)
     else:
         made = sets.shapes(folder / "all.csv", "clean", images // classes, classes, tests=0)
     with made.csv.open(newline="") as file:
@@ -72,7 +78,13 @@ def main() -> None:
         run = args.out / "runs" / cell.stem
         data = write_set(name, rate, seed, args.out / "runs")
         elrcli.audit_labels(
-            data, out=run, report=False, seed=seed, overwrite=not run.exists(), **TRAINING
+            data,
+            out=run,
+            epochs=SETS[name][2],
+            report=False,
+            seed=seed,
+            overwrite=not run.exists(),
+            **TRAINING,
         )
         summary = json.loads((run / "summary.json").read_text())
         kept = ("samples", "flagged", "estimated_errors", "truth")

@@ -214,9 +214,8 @@ def test_no_script_is_left_out():
 @pytest.mark.slow
 def test_the_count_of_small_folders(bench, call, monkeypatch, tmp_path):
     small = bench("small")
-    monkeypatch.setattr(small, "SETS", {"digits3": (3, 60), "shapes6": (6, 60)})
+    monkeypatch.setattr(small, "SETS", {"digits3": (3, 60, 1), "shapes6": (6, 60, 1)})
     monkeypatch.setattr(small, "RATES", (20,))
-    monkeypatch.setitem(small.TRAINING, "epochs", 1)
     out = call("small", "--out", tmp_path)
     assert "| digits3 sym20 | 60 | " in out
     assert "\nThe interval held in " in out

@@ -124,7 +124,7 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
     detail = f"{rate} of all labels, between {low:,} and {high:,} with 90% confidence."
     if estimate == 0 and high <= 0.01 * samples:
         first = f"Hardly any of {samples:,} labels looks wrong"
-    elif estimate > 0 and high - low <= max(estimate, 1):
+    elif estimate > 0 and high - low <= max(estimate, 1) and low >= estimate / 2:
         verb = "is" if estimate == 1 else "are"
         first = f"About {estimate:,} of {samples:,} labels {verb} wrong"
     else:  # one number would claim too much
@@ -482,7 +482,9 @@ def _number(value: Any) -> float | int | None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return f"{100 * share:.1f}%" if 0 < share < 0.0995 else f"{100 * share:.0f}%"
 
 
 def _text(value: Any) -> str:

@@ -46,6 +46,7 @@ function percent(share) {
   if (share === null) return "–";
   const value = 100 * share;
   if (value >= 99.5 && value < 100) return ">99%";
+  if (value > 0 && value < 0.05) return "<0.1%";
   return `${value > 0 && value < 9.95 ? value.toFixed(1) : Math.round(value)}%`;
 }
 

@@ -8,6 +8,8 @@ const STEPS = 200; // undo depth that survives a reload
 const MAX_ZOOM = 10; // a tiny picture is easier to recognise while it is not too large
 const PIXELATED = 3; // enlarged more than this, pixels are drawn as squares
 const CUT_NAME = /^(.{3,})(\P{M}.{6,})$/su; // a name's beginning, and its end that is always shown
+const RIGHT_TO_LEFT = // letters that run so, and marks that make others do so
+  /[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]/;
 const LISTED = 60; // classes in the pick dialog at once
 
 // --- state ---
@@ -24,6 +26,7 @@ const state = {
   isFinished: false, // the last decision left nothing open in the queue
   selection: new Set(), // indices selected in the grid
   anchor: -1, // where a range in the grid starts
+  range: [], // indices that the last range has selected
   decisions: new Map(), // path -> {label, decision, newLabel}
   history: [], // steps to undo: {focus: path, before: [[path, entry or null], ...]}
   isStored: true, // false where the browser keeps nothing for a local file
@@ -82,7 +85,8 @@ function setView(view) {
   if (hashView() !== view) location.hash = `/${view}`; // a reload stays, "back" goes back
   draw();
   const summary = byId("summary"); // with the focus it scrolls by keys
-  if (view === "summary" && !summary.contains(document.activeElement)) summary.focus();
+  if (view === "summary" && !summary.contains(document.activeElement))
+    summary.focus({ preventScroll: true });
   focusWork();
 }
 
@@ -160,9 +164,20 @@ function targets() {
   return isShown ? [currentItem()] : [];
 }
 
-/** Decide about the targets; `choose(item)` returns [decision, new class id], or null to skip. */
-function decide(choose) {
-  const chosen = targets();
+/** Return the targets of a press; none where their card is out of sight: then it is shown first. */
+function seenTargets() {
+  const card = state.view === "grid" && !state.selection.size && cards.get(state.current);
+  if (!card) return targets();
+  const { left, top, width, height } = card.getBoundingClientRect();
+  const seen = document.elementFromPoint(left + width / 2, top + height / 2);
+  if (card.contains(seen)) return targets();
+  card.scrollIntoView({ block: "nearest" });
+  say("This one is next. Press again to decide.");
+  return [];
+}
+
+/** Decide about `chosen`; `choose(item)` returns [decision, new class id], or null to skip. */
+function decide(choose, chosen = seenTargets()) {
   if (chosen.length === 0) return;
   const before = [];
   let last = null;
@@ -179,11 +194,12 @@ function decide(choose) {
   store();
   const again = before.filter(([, entry]) => entry).length;
   advance(chosen.at(-1), again === before.length);
-  if (before.length === 1) say(h("bdi", last.label), " ", h("bdi", describe(last)), ". Z undoes.");
-  else {
+  if (before.length > 1) {
     const known = again ? `, ${number(again)} of them again` : "";
-    say(`${number(before.length)} samples decided${known}. Z undoes.`);
+    return say(`${number(before.length)} samples decided${known}. Z undoes.`);
   }
+  const verdict = last.newLabel ? ["→ ", shortName(last.newLabel)] : [describe(last)];
+  say(shortName(last.label), " ", ...verdict, ". Z undoes.");
 }
 
 const keep = () => decide(() => ["keep"]);
@@ -311,12 +327,15 @@ function h(selector, ...parts) {
 /**
  * A name on one line. Where it is too long, its middle is left out, because names may differ at
  * the end only. What is seen are pseudo-elements; the text is there once, for readers and copies.
+ * Right to left the two parts would change places, so such a name loses its end.
  */
 function shortName(name, kind = "span.name") {
   const [, head, tail] = name.match(CUT_NAME) ?? [];
   if (!tail) return h(kind, name);
-  const parts = { "data-head": head, "data-tail": tail, dir: "auto", title: name };
-  return h(`${kind}.cut`, parts, h("span.unseen", name));
+  const whole = { dir: "auto", title: name };
+  if (RIGHT_TO_LEFT.test(name)) return h(kind, whole, name);
+  const parts = { "data-head": head, "data-tail": tail };
+  return h(`${kind}.cut`, whole, parts, h("span.unseen", name));
 }
 
 /** A name on as many lines as it needs; they end after "_", "-", "/" or "." where they can. */
@@ -451,6 +470,8 @@ function drawActions() {
   button("pick").disabled = chosen.length === 0;
   button("undo").disabled = state.history.length === 0;
   const selected = state.view === "grid" ? state.selection.size : 0;
+  button("select").hidden = state.view !== "grid";
+  rename("select", selected ? "Select none" : "Select all");
   byId("selected").textContent = selected ? `${number(selected)} selected` : "";
 }
 
@@ -483,7 +504,7 @@ function drawItem(item) {
   byId("facts").replaceChildren(
     h("b", `${percent(item.p)} likely wrong`),
     ` · rank ${number(item.rank)} · ${item.split} · `,
-    h("span.path", { title: item.path }, item.path),
+    pathOf(item),
   );
   drawSide("given", "Labelled", item.examples[0]);
   drawSide("suggested", "Looks like", item.examples[1]);
@@ -497,11 +518,20 @@ function drawItem(item) {
   byId("twins").replaceChildren(...twins);
 }
 
+/** A path on one line. Where it is too long, its beginning is left out. */
+function pathOf({ path }) {
+  const file = path.lastIndexOf("/") + 1;
+  const parts = [h("bdi", path.slice(0, file)), h("bdi", path.slice(file))];
+  return h("span.path", { title: path }, h("bdi", { dir: "ltr" }, ...parts));
+}
+
 /** Ask about an item; screen readers say it, so not again for the same one. */
 function drawQuestion(item) {
   const question = byId("question");
   if (question.dataset.item === `${item.index}`) return;
   question.dataset.item = item.index;
+  byId("evidence").scrollTop = 0;
+  byId("stage").scrollIntoView();
   const verdict = isDoubted(item)
     ? [", looks like ", longName(classes[item.suggested], "b.name.suggested")]
     : [", and it looks like it"];
@@ -650,7 +680,9 @@ function makeCard(item) {
       h("span.tick", { "aria-hidden": "true" }, "✓"),
       h("span.badge"),
     ),
-    change(item.label, item.suggested),
+    isDoubted(item)
+      ? change(item.label, item.suggested)
+      : h("span.change", className(item.label, "given")),
     h("span.meta", percent(item.p)),
   );
 }
@@ -658,11 +690,15 @@ function makeCard(item) {
 function updateCard(item) {
   const entry = entryOf(item);
   const card = cards.get(item.index);
+  const isCurrent = item.index === state.current;
+  const isSelected = state.selection.has(item.index);
+  const shown = `${isCurrent} ${isSelected} ${describe(entry)}`;
+  if (card.dataset.state === shown) return; // most of them: there may be thousands
+  card.dataset.state = shown;
   const badge = card.querySelector(".badge");
-  const names = `Labelled ${classes[item.label]}, looks like ${classes[item.suggested]}`;
-  card.tabIndex = item.index === state.current ? 0 : -1;
-  card.setAttribute("aria-selected", state.selection.has(item.index));
-  card.setAttribute("aria-label", `${names}, ${percent(item.p)}, ${describe(entry)}`);
+  card.tabIndex = isCurrent ? 0 : -1;
+  card.setAttribute("aria-selected", isSelected);
+  card.classList.toggle("current", isCurrent);
   card.classList.toggle("decided", Boolean(entry));
   badge.hidden = !entry;
   badge.replaceChildren(shortName(describe(entry)));
@@ -673,26 +709,27 @@ function selectCard(index, isRange) {
   const from = state.queue.indexOf(state.anchor);
   const to = state.queue.indexOf(index);
   if (isRange && from >= 0) {
-    const range = state.queue.slice(Math.min(from, to), Math.max(from, to) + 1);
-    for (const i of range) state.selection.add(i);
+    for (const i of state.range) state.selection.delete(i); // it may be smaller now
+    state.range = state.queue.slice(Math.min(from, to), Math.max(from, to) + 1);
+    for (const i of state.range) state.selection.add(i);
   } else {
     if (!state.selection.delete(index)) state.selection.add(index);
     state.anchor = index;
+    state.range = [];
   }
   state.current = index;
   draw();
   focusWork();
 }
 
-function selectAll() {
-  state.selection = new Set(state.queue);
+function select(indices) {
+  state.selection = new Set(indices);
+  state.range = [];
   draw();
 }
 
-function clearSelection() {
-  state.selection.clear();
-  draw();
-}
+const selectAll = () => select(state.queue);
+const clearSelection = () => select([]);
 
 function moveInGrid(key, isRange) {
   const place = state.queue.indexOf(state.current);
@@ -717,16 +754,17 @@ function moveInGrid(key, isRange) {
 
 // --- the pick dialog ---
 
-const pick = { first: [], found: [], active: 0 };
+const pick = { chosen: [], first: [], found: [], active: 0 };
 
 function openPick() {
-  const chosen = targets();
+  const chosen = seenTargets();
   if (chosen.length === 0) return;
   const isOne = chosen.length === 1;
   byId("pick-title").textContent = isOne
     ? "Which class is it?"
     : `Which class are these ${number(chosen.length)}?`;
   const [{ top, label }] = chosen;
+  pick.chosen = chosen; // another tab may change what is in front
   pick.first = isOne ? top.map(([id]) => id).filter((id) => id !== label) : [];
   byId("pick-text").value = "";
   searchPick();
@@ -764,7 +802,7 @@ function markPick(active) {
 function takePick(label) {
   if (label === undefined) return;
   byId("pick").close();
-  relabel(label);
+  decide(() => ["relabel", label], pick.chosen);
 }
 
 // --- events ---
@@ -783,6 +821,7 @@ const ACTIONS = {
   export: exportDecisions,
   theme: switchTheme,
   help: () => byId("help").showModal(),
+  select: () => select(state.selection.size ? [] : state.queue),
   "clear-filters": clearFilters,
 };
 
@@ -791,13 +830,14 @@ const openCurrent = () => state.current >= 0 && openItem(state.current);
 
 function toFilters() {
   if (state.view === "summary") setView(state.workView);
+  byId("filters").elements.text.focus();
   byId("filters").elements.text.select();
 }
 
 const KEYS = { s: () => setView("summary"), g: toGrid, f: toFilters, "/": toFilters };
 Object.assign(KEYS, { "?": ACTIONS.help, z: undo });
 const DECIDING = { k: keep, a: accept, enter: accept, p: openPick, r: remove, delete: remove };
-Object.assign(DECIDING, { u: unsure, j: ACTIONS.previous, l: ACTIONS.next });
+Object.assign(DECIDING, { backspace: remove, u: unsure, j: ACTIONS.previous, l: ACTIONS.next });
 const VIEW_KEYS = {
   summary: { enter: ACTIONS.start },
   review: { ...DECIDING, arrowleft: ACTIONS.previous, arrowright: ACTIONS.next },
@@ -811,9 +851,10 @@ const REPEATING = /^(arrow|[jl]$)/; // held down, other keys act once
 
 /** Return the key as on a Latin keyboard: 'k' also where that key types another letter. */
 function keyOf(event) {
+  const [, letter, digit] = event.code.match(/^Key(.)$|^Digit([1-5])$/) ?? [];
+  if (digit && !event.shiftKey) return digit; // on a French keyboard it types another sign
   const isPlain = event.key.length > 1 || event.key.charCodeAt(0) < 128;
-  if (isPlain || !event.code.startsWith("Key")) return event.key.toLowerCase();
-  return event.code.slice(3).toLowerCase();
+  return (isPlain ? event.key : (letter ?? event.key)).toLowerCase();
 }
 
 function actionOf(event, key) {

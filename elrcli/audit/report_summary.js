@@ -28,6 +28,7 @@ function drawMatrix() {
     `${ids.length < classes.length ? part : ""}Choose a cell to review it.`;
   const errors = values.flatMap((row, i) => row.filter((p, j) => i !== j && p !== null));
   const highest = Math.max(...errors, FULL_HEAT);
+  if (!hasValues() && errors.every((p) => p < 0.0005)) byId("matrix-card").hidden = true; // pale
   const header = (scope, id) => h("th", { scope, title: classes[id] }, shortName(classes[id]));
   const body = ids.map((truth, i) => {
     const cells = ids.map((given, j) => matrixCell(truth, given, values[i][j], highest));
@@ -64,14 +65,13 @@ function swatches() {
 function matrixCell(truth, given, p, highest) {
   const isRight = truth === given;
   const name = isRight
-    ? `${classes[truth]} with the right label: ${percent(p)}`
-    : `${classes[truth]} labelled ${classes[given]}: ${percent(p)}`;
-  const hasText = hasValues() && (isRight || p >= 0.0095);
-  const button = h(
-    "button.heat",
-    { type: "button", tabIndex: -1, title: name, "aria-label": name },
-    hasText && p !== null ? `${Math.round(100 * p)}` : "",
-  );
+    ? `${classes[truth]} with the right label`
+    : `${classes[truth]} labelled ${classes[given]}`;
+  const hasText = hasValues() && p !== null && (isRight || p >= 0.0095);
+  const text = hasText ? `${Math.round(100 * p)}` : "";
+  const spoken = `${name}: ${hasText ? `${text}%` : percent(p)}`; // holds what is seen
+  const title = `${name}: ${percent(p)}`;
+  const button = h("button.heat", { type: "button", title, "aria-label": spoken }, text);
   const heat = isRight || p === null ? 0 : heatOf(p / highest);
   setHeat(button, heat);
   button.classList.toggle("hot", heat > 0.78); // there white reads better than black
@@ -81,17 +81,21 @@ function matrixCell(truth, given, p, highest) {
 }
 
 /** One stop for the Tab key; inside, the arrows move. */
-function moveByArrows(table, columns) {
-  const buttons = [...table.querySelectorAll("button")];
-  buttons[Math.min(1, buttons.length - 1)].tabIndex = 0;
+function moveByArrows(parent, columns = 1) {
+  const buttons = [...parent.querySelectorAll("button")];
+  let stop = columns > 1 ? 1 : 0; // not on the diagonal
+  buttons.forEach((button, i) => (button.tabIndex = i === stop ? 0 : -1));
   const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-  table.addEventListener("keydown", (event) => {
-    const next = buttons[buttons.indexOf(event.target) + steps[event.key]];
-    if (!next) return;
+  parent.addEventListener("keydown", (event) => {
+    const place = buttons.indexOf(event.target);
+    const next = place + steps[event.key];
+    const isSameRow = Math.floor(next / columns) === Math.floor(place / columns);
+    if (!buttons[next] || (/Left|Right/.test(event.key) && !isSameRow)) return;
     event.preventDefault();
-    event.target.tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
+    buttons[stop].tabIndex = -1;
+    buttons[next].tabIndex = 0;
+    buttons[next].focus();
+    stop = next;
   });
 }
 
@@ -171,6 +175,7 @@ function drawConfused() {
     ),
   );
   byId("confused").replaceChildren(...rows.map((row) => h("li", row)));
+  moveByArrows(byId("confused"));
 }
 
 function drawClasses() {
@@ -193,6 +198,7 @@ function drawClasses() {
   const letters = counts.reduce((most, text) => Math.max(most, text.length), 0);
   byId("classes").style.setProperty("--letters", letters);
   byId("classes").replaceChildren(...rows.map((row) => h("li", row)));
+  moveByArrows(byId("classes"));
 }
 
 function drawDuplicates() {

@@ -127,6 +127,7 @@ def test_headline_counts_and_says_how_sure():
         (0.2, 0.0, 3.0, "Hardly any of 12,000 labels looks wrong"),
         (1.0, 0.6, 1.4, "About 1 of 12,000 labels is wrong"),
         (60.0, 3.0, 400.0, "Between 3 and 400 of 12,000 labels may be wrong"),
+        (71.2, 4.3, 71.2, "Between 4 and 71 of 12,000 labels may be wrong"),
         (60.0, 0.0, 400.0, "Up to 400 of 12,000 labels may be wrong"),
         (0.0, 0.0, 900.0, "Up to 900 of 12,000 labels may be wrong"),
     ],
@@ -145,6 +146,20 @@ def test_headline_claims_no_more_than_the_interval(
     detail = headline(summary)[1]
     assert f"between {low:.0f} and {high:.0f} with 90% confidence." in detail
     assert " None reaches the threshold of 0.5; the first of the order may be worth" in detail
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.0, "0%"), (0.0004, "<0.1%"), (0.0005, "0.1%"), (0.2, "20%")]
+)
+def test_headline_does_not_call_a_small_share_none(rate: float, text: str):
+    summary = {
+        "samples": 12_000,
+        "flagged": 1,
+        "threshold": 0.5,
+        "estimated_errors": {"estimate": 1, "low": 1, "high": 1},
+        "estimated_error_rate": rate,
+    }
+    assert headline(summary)[1].startswith(f"{text} of all labels")
 
 
 def test_half_a_label_of_one_is_not_hardly_any():

@@ -27,6 +27,7 @@ Opener = Callable[..., Any]
 SAMPLES = 24
 COLOURS = ("magenta", "turquoise", "dark orange", "light green", "ivory", "crimson")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HEBREW = "\u05db\u05dc\u05d1 \u05e8\u05d5\u05e2\u05d4 \u05d2\u05d3\u05d5\u05dc"
 SIXTY = tuple(f"{colour} digit {digit}" for colour in COLOURS for digit in DIGITS)
 DOGS = ("Staffordshire_bull_terrier", "Old_English_sheepdog", "Shetland_sheepdog")
 
@@ -392,6 +393,80 @@ def test_grid_decides_for_a_selection(open_page: Opener, audit: AuditResult, man
     assert page.inner_text("#verdict") == "→ cat"
 
 
+def test_grid_decides_about_one_picture_only_in_sight(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest, viewport={"width": 1280, "height": 500})
+    press(page, "g k")
+    page.locator("#filters output").click()  # no longer in use by keyboard
+    outline = "cards => cards.map((card) => getComputedStyle(card).outlineStyle === 'solid')"
+    framed = page.locator("#cards li").evaluate_all(outline)
+    assert [place for place, is_framed in enumerate(framed) if is_framed] == [1]
+    for action, key in (("keep", "k"), ("remove", "r")):
+        page.locator("#cards").evaluate("cards => cards.scrollTo(0, 9999)")
+        page.click(f"#actions [data-do={action}]")
+        assert page.inner_text("#message") == "This one is next. Press again to decide."
+        assert page.inner_text("#cards li.decided >> nth=-1").startswith("kept")
+        press(page, key)
+    assert page.inner_text("#reviewed") == "3 of 24 flagged reviewed"
+    page.locator("#cards").evaluate("cards => cards.scrollTo(0, 9999)")
+    press(page, "p")
+    assert page.locator("#pick").is_hidden()
+
+
+def test_a_selected_range_shrinks(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest)
+    cards = page.locator("#cards li")
+    selected = page.locator("#cards li[aria-selected=true]")
+    press(page, "g")
+    cards.nth(20).click()
+    press(page, "Home Space Shift+ArrowRight Shift+ArrowRight Shift+ArrowRight Shift+ArrowLeft")
+    assert selected.count() == 1 + 3
+    cards.nth(6).click(modifiers=["Shift"])
+    cards.nth(1).click(modifiers=["Shift"])
+    assert selected.count() == 1 + 2
+    page.click("[data-do=select]")
+    assert page.locator("#actions [data-do=select]").inner_text().startswith("Select all")
+    page.click("[data-do=select]")
+    assert page.inner_text("#selected") == "24 selected"
+
+
+def test_a_step_in_the_grid_touches_two_cards(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "g")
+    page.evaluate(
+        """() => {
+            window.touched = new Set();
+            const note = (changes) => changes.forEach(({ target }) => touched.add(target));
+            const seen = new MutationObserver(note);
+            const list = document.getElementById("cards");
+            seen.observe(list, { attributes: true, childList: true, subtree: true });
+        }"""
+    )
+    press(page, "ArrowRight")
+    titles = page.evaluate("[...touched].map((node) => node.closest('li').title)")
+    assert set(titles) == {"a/00.png", "a/01.png"}
+
+
+def test_pick_decides_about_what_it_was_opened_for(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, tmp_path: Path
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    page.select_option("select[name=decision]", "open")
+    press(page, "Escape p")
+    other = page.context.new_page()
+    other.goto(page.url)
+    press(other, "k")
+    page.locator("#reviewed", has_text="1 of 24 flagged reviewed").wait_for()
+    assert current(page) == "a/01.png"  # behind the dialog
+    page.keyboard.type("dog")
+    press(page, "Enter")
+    assert rows_of(download(page, tmp_path))[1:] == [["a/00.png", "cat", "relabel", "dog"]]
+
+
 def test_grid_says_how_many_were_decided_before(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
@@ -453,6 +528,41 @@ def test_long_names_can_be_told_apart_where_one_is_chosen(
     assert page.locator("#top .name").evaluate_all(is_cut) == [False, False]
     press(page, "p")
     assert page.locator("#pick-list .name").evaluate_all(is_cut) == [False, False, False]
+
+
+def test_right_to_left_names_are_not_cut_in_the_middle(open_page: Opener, manifest: Manifest):
+    manifest = renamed(manifest, (HEBREW, f"cat ({HEBREW}) 12", "Old_English_sheepdog"))
+    page = open_page(make_audit(manifest), manifest)
+    press(page, "g")
+    cut = page.locator("#cards .cut").all_text_contents()
+    assert set(cut) == {"Old_English_sheepdog"}
+    name = page.locator("#cards .name", has_text=HEBREW).first
+    assert name.evaluate("node => getComputedStyle(node).direction") == "rtl"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_message_about_long_names_says_how_to_undo(
+    open_page: Opener, manifest: Manifest, width: int
+):
+    manifest = renamed(manifest, tuple(f"{'Tracheophyta_' * 9}{i}" for i in range(3)))
+    page = open_page(make_audit(manifest), manifest, viewport={"width": width, "height": 844})
+    press(page, "Enter Enter")
+    message = page.locator("#message")
+    assert message.inner_text().endswith(". Z undoes.")
+    assert message.evaluate("node => node.scrollHeight <= node.clientHeight + 1")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_long_path_shows_its_end(open_page: Opener, tmp_path: Path, width: int):
+    names = [f"{'folder/' * 30}{i:04d}.png" for i in range(2)]
+    manifest = make_manifest(tmp_path / "data", names, [0, 1])
+    page = open_page(make_audit(manifest), manifest, viewport={"width": width, "height": 844})
+    press(page, "Enter")
+    path = page.locator("#facts .path")
+    assert path.inner_text() == names[0]
+    line, file = path.bounding_box(), path.locator("bdi").last.bounding_box()
+    assert line["x"] <= file["x"]
+    assert file["x"] + file["width"] <= line["x"] + line["width"] + 1
 
 
 def shown_names(page: Page, selector: str) -> list[tuple[str, str, bool]]:
@@ -562,6 +672,28 @@ def test_the_matrix_has_numbers_or_a_scale(
         assert colours[0] == colours[1]
 
 
+def test_a_matrix_without_a_visible_cell_is_hidden(open_page: Opener, manifest: Manifest):
+    manifest = renamed(manifest, SIXTY)
+    audit = make_audit(manifest)
+    audit.summary["noise_matrix"] = np.eye(60).tolist()
+    page = open_page(audit, manifest)
+    assert page.locator("#matrix-card").is_hidden()
+    assert page.locator("#histogram-card").is_visible()
+
+
+def test_accessible_names_hold_what_is_seen(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    audit.summary["noise_matrix"] = [[0.986, 0.014, 0.0004], [0, 1, 0], [0, 0, 1]]
+    page = open_page(audit, manifest)
+    for name, text in (("cat labelled dog: 1%", "1"), (f"cat labelled {HOSTILE}: <0.1%", "")):
+        assert page.locator(f'.matrix button[aria-label="{name}"]').inner_text() == text
+    assert page.evaluate("[0, 0.0004, 0.0005].map(percent)") == ["0%", "<0.1%", "0.1%"]
+    press(page, "g k")
+    for name in ("kept cat → dog 99%", f"dog → {HOSTILE} 98%"):
+        page.get_by_role("option", name=name, exact=True).first.wait_for()
+
+
 def test_search_finds_a_name_in_either_unicode_form(
     open_page: Opener, audit: AuditResult, manifest: Manifest
 ):
@@ -592,6 +724,21 @@ def test_keys_of_an_input_method_choose_characters(
     page.locator("input[name=text]").evaluate(composing)
     assert page.evaluate("document.activeElement.name") == "text"
     assert page.inner_text("#reviewed") == "0 of 24 flagged reviewed"
+
+
+def test_keys_are_found_by_their_place_on_a_french_keyboard(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    press(page, "Enter")
+    page.evaluate(
+        """() => document.body.dispatchEvent(
+            new KeyboardEvent("keydown", { key: "&", code: "Digit1", bubbles: true }))"""
+    )
+    press(page, "Backspace ArrowLeft")
+    assert page.inner_text("#verdict") == "removed"
+    press(page, "ArrowLeft")
+    assert page.inner_text("#verdict") == "→ dog"  # the first of the likeliest
 
 
 def test_import_takes_what_fits_and_names_the_rest(
@@ -807,6 +954,8 @@ def test_suspect_that_looks_like_its_label_has_one_side(
     assert page.inner_text("#beside-title") == "Sure examples"
     assert page.locator("#given").is_visible()
     assert page.locator("#suggested").is_hidden()
+    press(page, "g")
+    assert page.inner_text("#cards .change >> nth=0") == "cat"
 
 
 def test_duplicates_lead_to_each_other(open_page: Opener, audit: AuditResult, manifest: Manifest):
@@ -956,6 +1105,45 @@ def test_keyboard_alone_reaches_everything(
     assert page.inner_text("#message").startswith("cat unsure")
 
 
+def test_each_list_of_the_summary_is_one_stop(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest)
+    for place in (".matrix", "#confused", "#classes"):
+        assert page.locator(f"{place} button[tabindex='0']").count() == 1
+    title = "document.activeElement.title"
+    page.locator("#classes button").first.focus()
+    press(page, "ArrowDown ArrowDown ArrowUp ArrowRight")
+    assert page.evaluate(title) == "dog: 1 of 24 flagged"
+    page.locator(".matrix button").nth(1).focus()
+    press(page, "ArrowRight ArrowRight")  # the last cell of its row
+    assert page.evaluate(title).startswith(f"cat labelled {HOSTILE}")
+
+
+def test_summary_prints_whole(open_page: Opener, audit: AuditResult, manifest: Manifest):
+    page = open_page(audit, manifest, color_scheme="light")
+    page.click("[data-do=theme]")  # dark, but not on paper
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollHeight") > 800
+    is_cut = "parts => parts.filter((part) => part.scrollHeight > part.clientHeight + 1).length"
+    assert page.locator("body, main, #summary, .card, .bars").evaluate_all(is_cut) == 0
+    assert page.locator("[data-do]:visible, [data-view]:visible").count() == 0
+    style = page.locator(".matrix button").nth(1)
+    assert style.evaluate("cell => getComputedStyle(cell).printColorAdjust") == "exact"
+    assert style.evaluate("cell => getComputedStyle(cell).colorScheme") == "light"
+
+
+def test_forced_colours_keep_the_matrix_and_the_current_view(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    audit.summary["noise_matrix"] = [[0.7, 0.3, 0.01], [0, 1, 0], [0, 0, 1]]
+    page = open_page(audit, manifest, forced_colors="active")
+    colour = "nodes => nodes.map((node) => getComputedStyle(node).backgroundColor)"
+    assert len(set(page.locator(".matrix button").evaluate_all(colour)[1:4])) == 3
+    current, *others = page.locator("[data-view]").evaluate_all(colour)
+    assert current not in others
+
+
 def test_summary_scrolls_by_keys(open_page: Opener, audit: AuditResult, manifest: Manifest):
     page = open_page(audit, manifest)
     is_scrolled = "document.querySelector('#summary').scrollTop > 0"
@@ -985,6 +1173,48 @@ def test_small_screens_hold_everything(
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= size[0]
         assert box["y"] + box["height"] <= size[1]
+
+
+@pytest.mark.parametrize("size", [(390, 700), (1024, 440), (740, 360)])
+def test_the_next_sample_is_seen_from_its_top(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, size: tuple[int, int]
+):
+    page = open_page(audit, manifest, viewport={"width": size[0], "height": size[1]})
+    press(page, "Enter")
+    scrollers = page.locator("html, #desk, .evidence")
+    scrollers.evaluate_all("nodes => nodes.forEach((node) => node.scrollTo(0, 9999))")
+    assert sum(scrollers.evaluate_all("nodes => nodes.map((node) => node.scrollTop)")) > 20
+    press(page, "k")
+    assert page.locator("#canvas").bounding_box()["y"] >= 0
+    assert page.locator(".evidence").evaluate("node => node.scrollTop") == 0
+
+
+def test_search_has_room_on_a_narrow_screen(
+    open_page: Opener, audit: AuditResult, manifest: Manifest
+):
+    page = open_page(audit, manifest, viewport={"width": 390, "height": 844})
+    press(page, "g /")
+    box = page.locator("input[name=text]").bounding_box()
+    assert box["width"] >= 200
+    assert box["x"] + box["width"] <= 390
+
+
+@pytest.mark.parametrize("size", [(740, 360), (320, 256)])
+def test_low_screens_scroll_the_whole_page(
+    open_page: Opener, audit: AuditResult, manifest: Manifest, size: tuple[int, int]
+):
+    page = open_page(audit, manifest, viewport={"width": size[0], "height": size[1]})
+    for keys in ("s", "Enter", "g"):
+        press(page, keys)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.evaluate("document.documentElement.scrollHeight") > 1.5 * size[1]
+    press(page, "g")
+    actions = page.locator("#actions").bounding_box()
+    assert actions["height"] <= 60
+    assert actions["y"] + actions["height"] <= size[1] + 1
+    canvas = page.locator("#canvas").bounding_box()
+    assert canvas["y"] >= 0
+    assert 100 <= canvas["height"] <= actions["y"] - canvas["y"]
 
 
 def test_curves_stay_legible_on_a_narrow_screen(
