@@ -250,20 +250,30 @@ def say_audit(summary: Mapping[str, Any], table: Path, *, report: bool) -> None:
 
 
 def suspect_lines(suspects: Sequence[Mapping[str, Any]], room: int | None) -> list[str]:
-    """Return a table of suspects; in `room` columns, long paths lose a part of their middle."""
+    """Return a table of suspects; in `room` columns, long names lose a part of their middle."""
     from elrcli.cli.console import aligned, cut
 
     titles = ("most suspicious", "label", "suggested", "probability")
-    cells = [
+    rows = [
         (row["path"], row["label"], _suggestion(row), f"{row['error_probability']:.0%}")
         for row in suspects
     ]
-    lines = aligned(titles, cells, left=3)
-    if room is None or len(lines[0]) <= room:
-        return lines
-    longest = max(len(row[0]) for row in cells)
-    left = max(longest - (len(lines[0]) - room), len(titles[0]))
-    return aligned(titles, [(cut(path, left), *others) for path, *others in cells], left=3)
+    path_width = max(len(row[0]) for row in rows)
+    name_width = max(len(name) for row in rows for name in row[1:3])
+    while True:
+        cells = [
+            (cut(path, path_width), cut(label, name_width), cut(suggested, name_width), share)
+            for path, label, suggested, share in rows
+        ]
+        lines = aligned(titles, cells, left=3)
+        if room is None or len(lines[0]) <= room:
+            return lines
+        if path_width > len(titles[0]):
+            path_width -= 1
+        elif name_width > len(titles[2]):
+            name_width -= 1
+        else:
+            return lines
 
 
 def _suggestion(row: Mapping[str, Any]) -> str:

@@ -111,6 +111,14 @@ def test_long_paths_lose_their_middle_on_a_narrow_terminal(room, path):
     assert room is None or len(line) <= max(room, len("most suspicious") + 31)
 
 
+def test_long_classes_lose_their_middle_too():
+    names = {"label": "Staffordshire_bull_terrier" * 4, "suggested": "Old_English_sheepdog" * 4}
+    suspect = SUMMARY["top_suspects"][1] | {"path": "a/1.png"} | names
+    title, line = suspect_lines([suspect], 80)
+    assert len(title) == len(line) == 80
+    assert line.split()[1].startswith("Staff")
+
+
 def test_figures_against_the_truth(elr, run, monkeypatch):
     truth = {"errors": 21, "auroc": 0.97, "ap": 0.9123, "p_at_n": None}
     monkeypatch.setitem(SUMMARY, "truth", truth)
