@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from elrcli.audit.error_share import ErrorShare, estimate_error_share
+from elrcli.audit.error_share import WEAK, ErrorShare, estimate_error_share
 from elrcli.audit.evidence import CHUNK, FLOOR, Evidence, Table
 from elrcli.errors import legible, named
 
@@ -65,7 +65,7 @@ def share_of_errors(evidence: Evidence) -> ErrorShare:
     )
 
 
-def cautions(evidence: Evidence, classes: Sequence[str]) -> list[str]:
+def cautions(evidence: Evidence, classes: Sequence[str], share: ErrorShare) -> list[str]:
     """Return reasons not to trust the estimates, a sentence or two each; most runs have none."""
     judges = np.arange(len(evidence))
     found = []
@@ -90,13 +90,19 @@ def cautions(evidence: Evidence, classes: Sequence[str]) -> list[str]:
     agreement = 1 - _disagreement(evidence.apart, evidence, judges)
     counts = np.bincount(evidence.labels[judges], minlength=evidence.classes)
     largest = int(counts.argmax())
-    share = counts[largest] / len(judges)
-    chance = share + 2 * np.sqrt(share * (1 - share) / len(judges))
-    if agreement < min(chance, (1 + share) / 2):  # half of what one answer misses is not luck
+    usual = counts[largest] / len(judges)
+    chance = usual + 2 * np.sqrt(usual * (1 - usual) / len(judges))
+    if agreement < min(chance, (1 + usual) / 2):  # half of what one answer misses is not luck
         found.append(
             f"The run predicts {agreement:.0%} of the labels that were held out, and always saying"
-            f" '{classes[largest]}' would predict {share:.0%}: it has learned too little to judge"
+            f" '{classes[largest]}' would predict {usual:.0%}: it has learned too little to judge"
             " labels. Train longer, or with another --backbone."
+        )
+    elif share.confidence < WEAK:
+        found.append(
+            f"The run is hardly surer of one class than of another: it predicts {agreement:.0%} of"
+            " the labels that were held out. The number of wrong labels is a guess. Train longer,"
+            " or with another --backbone."
         )
     return found
 

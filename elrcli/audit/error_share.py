@@ -12,8 +12,9 @@ come about. Two models of the labels are fitted by maximum likelihood (EM).
    sees errors that always go from one class to another. Its share is the estimate.
 
 The interval goes from the first model at the smallest likely sharpness, which takes every
-plausible label for right, to the second at the largest, plus the chance of the draw of samples.
-How the constants were chosen is in docs/benchmarks.md.
+plausible label for right, to the second at the largest, plus the chance of the draw of samples. A
+network that is sure of hardly anything cannot tell wrong labels from its own ignorance: then any
+label that it does not predict may be wrong. How the constants were chosen is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
 TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
 STEPS = 200
+WEAK = 0.2  # confidence below which a network cannot tell wrong labels from its own ignorance
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ErrorShare:
     low: float
     high: float
     sharpness: float  # power of the belief that the estimate rests on
+    confidence: float  # in the leading class: 0 all are alike, 1 certain; a mean, at that power
 
 
 def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int) -> ErrorShare:
@@ -72,7 +75,18 @@ def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int
     below, above = _chance(estimate, len(labels), population)
     low = min(fits[first].share, estimate) - below - 0.5 / population
     high = max(highest, estimate) + above
-    return ErrorShare(estimate, float(max(low, 0.0)), float(min(high, 1.0)), _sharpness(best))
+    leading = sharpened(belief, _sharpness(best)).max(axis=1).mean()
+    chance = 1 / belief.shape[1]
+    confidence = float((leading - chance) / (1 - chance))
+    if confidence < WEAK:  # what it has predicted is mostly right, all else may be wrong
+        low, high = 0.0, max(high, float((belief.argmax(axis=1) != labels).mean()))
+    return ErrorShare(
+        estimate,
+        low=float(max(low, 0.0)),
+        high=float(min(high, 1.0)),
+        sharpness=_sharpness(best),
+        confidence=confidence,
+    )
 
 
 def _sharpness(step: int) -> float:

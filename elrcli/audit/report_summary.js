@@ -230,9 +230,10 @@ function drawUnreadable() {
 
 function drawTruth() {
   const names = { auroc: "AUROC", ap: "Average precision", p_at_n: "Precision at N" };
-  const { errors, ...scores } = data.truth;
+  const { samples, errors, ...scores } = data.truth;
   const facts = Object.entries(scores).map(([key, value]) => [names[key] ?? key, decimals(value)]);
-  if (errors !== undefined) facts.push(["True errors", number(errors)]);
+  if (errors !== undefined)
+    facts.push(["True errors", `${number(errors)} in ${plural(samples, "sample")}`]);
   drawFacts("truth", facts);
 }
 

@@ -47,6 +47,7 @@ TABLE_COLUMNS = (
     "flagged",
     "duplicates",
 )
+UNKNOWN = -2  # as a true label
 TOP_SUSPECTS = 10
 
 
@@ -101,7 +102,7 @@ def audit_run(
     result = ranking.result
     summary = full_summary(result, ranking, manifest, threshold) | {
         "cautions": [
-            *cautions(evidence, manifest.classes),
+            *cautions(evidence, manifest.classes, ranking.share),
             *_not_looked_at(manifest, evidence, unreadable, run),
         ],
         "unreadable": [
@@ -119,8 +120,10 @@ def audit_run(
     if true_labels is not None:
         if foreign := int((true_labels == NO_CLASS).sum()):
             observer.note(f"{foreign:,} true labels {FOREIGN_TRUTH}")
-        is_error = result.labels != true_labels[result.rows]
-        summary["truth"] = ranking_figures(result.score, is_error)
+        true = true_labels[result.rows]
+        known = true != UNKNOWN
+        figures = ranking_figures(result.score[known], (result.labels != true)[known])
+        summary["truth"] = {"samples": int(known.sum())} | figures
     summary["top_suspects"] = list(islice(table_rows(result, manifest), TOP_SUSPECTS))
     result = replace(result, summary=summary, folder=folder)
     if group.is_first:
@@ -308,7 +311,10 @@ def true_labels_of(
     truth_column: str | None,
     path_columns: Sequence[str],
 ) -> np.ndarray | None:
-    """Return the true class of every manifest row; without `truth`, what the manifest knows."""
+    """Return the true class of every manifest row, NO_CLASS or UNKNOWN.
+
+    Without `truth`, what the manifest knows.
+    """
     if truth is None:
         if truth_column is not None:
             raise UsageError("--truth-column: needs --truth FILE.")
@@ -318,15 +324,14 @@ def true_labels_of(
     reading = Reading(manifest.root, path_column, column, split_column=None, follow_links=True)
     rows, _ = read_csv(truth, manifest.root, reading, None, None, check_files=False)
     known = dict(zip(rows.paths, rows.labels, strict=True))
-    missing = [path for path in manifest.paths if path not in known]
-    if missing:
+    class_ids = {name: i for i, name in enumerate(manifest.classes)} | {None: UNKNOWN}
+    found = [class_ids.get(known.get(path), NO_CLASS) for path in manifest.paths]
+    if max(found) == min(found) == UNKNOWN:
         raise DataError(
-            f"{truth}: no true label for {len(missing)} samples, first {missing[0]!r}. "
-            f"Its paths must start from {manifest.root}."
+            f"{truth}: no true label of any sample, such as '{legible(manifest.paths[0])}'."
+            f" Its paths must start from {manifest.root}."
         )
-    class_ids = {name: i for i, name in enumerate(manifest.classes)}
-    found = [class_ids.get(known[path], NO_CLASS) for path in manifest.paths]
-    if max(found) == NO_CLASS:
+    if max(found) < 0:
         raise DataError(
             f"{truth}: no label in column '{column}' is a class of the data. Its classes are"
             f" {named([legible(name) for name in manifest.classes])}."

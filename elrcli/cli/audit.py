@@ -281,7 +281,7 @@ def _suggestion(row: Mapping[str, Any]) -> str:
 
 
 def _truth_figures(figures: Mapping[str, float | None]) -> str:
-    shown = [f"{figures['errors']:,} errors"]
+    shown = [f"{figures['errors']:,} errors in {figures['samples']:,} samples"]
     for name, title in (("auroc", "AUROC"), ("ap", "AP"), ("p_at_n", "P@N")):
         if (value := figures[name]) is not None:
             shown.append(f"{title} {value:.3f}")

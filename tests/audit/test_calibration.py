@@ -54,7 +54,7 @@ def test_few_held_out_samples_are_a_reason_for_caution(held_out, says_few):
     samples = np.arange(300)
     labels = (samples % 2).astype(np.int32)
     evidence = Evidence(samples, labels, samples < held_out, sure_of(labels.tolist()))
-    found = cautions(evidence, ("cat", "dog"))
+    found = cautions(evidence, ("cat", "dog"), share_of_errors(evidence))
     assert len(found) == says_few
     if says_few:
         assert found[0].startswith(f"Only {held_out} images of 300 were held out from training")
@@ -67,11 +67,24 @@ def test_a_network_that_has_learned_nothing_is_no_judge(right, says_poor):
     labels = (samples % 2).astype(np.int32)
     predicted = np.where(samples < right, labels, 1 - labels)
     evidence = Evidence(samples, labels, samples < 40, sure_of(predicted.tolist()))
-    found = cautions(evidence, ("cat", "dog"))
+    found = cautions(evidence, ("cat", "dog"), share_of_errors(evidence))
     assert len(found) == says_poor
     if says_poor:
         assert f"predicts {right / 40:.0%} of the labels that were held out" in found[0]
         assert "always saying 'cat' would predict 50%" in found[0]
+
+
+def test_a_network_that_is_sure_of_nothing_is_a_reason_for_caution():
+    """It predicts a fifth of 50 classes, far above chance, but hardly prefers what it predicts."""
+    rng = np.random.default_rng(0)
+    samples, labels = np.arange(1000), rng.integers(0, 50, 1000).astype(np.int32)
+    belief = rng.dirichlet(np.full(50, 200.0), 1000)
+    belief[samples % 5 == 0, labels[samples % 5 == 0]] += 0.01
+    evidence = Evidence(samples, labels, samples < 200, belief / belief.sum(axis=1, keepdims=True))
+    share = share_of_errors(evidence)
+    (found,) = cautions(evidence, tuple(map(str, range(50))), share)
+    assert found.startswith("The run is hardly surer of one class than of another: it predicts 2")
+    assert share.high > 0.7
 
 
 @pytest.mark.parametrize(("right", "says_poor"), [(100, False), (99, False), (98, True)])
@@ -83,7 +96,7 @@ def test_a_rare_class_that_is_found_is_no_luck(right, says_poor):
     predicted = labels.copy()
     predicted[missed] = 0
     evidence = Evidence(samples, labels, samples < 100, sure_of(predicted.tolist()))
-    assert len(cautions(evidence, ("cat", "dog"))) == says_poor
+    assert len(cautions(evidence, ("cat", "dog"), share_of_errors(evidence))) == says_poor
 
 
 def test_a_class_that_was_not_trained_is_a_reason_for_caution():
@@ -92,7 +105,7 @@ def test_a_class_that_was_not_trained_is_a_reason_for_caution():
     labels[:3] = 2  # of 60 that are held out
     belief = np.where(np.eye(3)[labels] > 0, 0.98, 0.01).astype(np.float32)
     evidence = Evidence(samples, labels, samples < 60, belief)
-    found = cautions(evidence, ("cat", "dog", "cow"))
+    found = cautions(evidence, ("cat", "dog", "cow"), share_of_errors(evidence))
     assert [line.startswith("No training image of 'cow'") for line in found] == [True]
 
 
@@ -101,7 +114,7 @@ def test_every_sample_judged_apart_leaves_no_doubt_of_that_kind():
     judged = Evidence(
         evidence.rows, evidence.labels, evidence.held_out, evidence.seen, judged=evidence.seen
     )
-    assert cautions(judged, tuple("abcde")) == []
+    assert cautions(judged, tuple("abcde"), share_of_errors(judged)) == []
 
 
 def test_a_small_draw_without_errors_does_not_prove_that_there_are_none():

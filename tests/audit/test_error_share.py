@@ -57,6 +57,23 @@ def test_a_network_that_has_begun_to_learn_many_classes_does_not_call_all_labels
     assert share.low <= (labels != truth).mean() <= share.high
 
 
+def test_a_network_that_knows_next_to_nothing_leaves_everything_open():
+    """Two of 100 images are predicted, chance is one: errors and ignorance look alike."""
+    rng = np.random.default_rng(0)
+    belief = rng.dirichlet(np.full(100, 50.0), 400)
+    labels = rng.integers(0, 100, 400)
+    share = estimate(labels, belief)
+    assert share.confidence < 0.1
+    assert share.low == 0
+    assert share.high >= (belief.argmax(axis=1) != labels).mean()
+
+
+def test_confidence_is_that_of_the_leading_class():
+    labels = np.arange(40) % 2
+    sure = np.where(np.eye(2)[labels] > 0, 0.999, 0.001)
+    assert estimate(labels, sure).confidence > 0.95
+
+
 def test_more_samples_do_not_make_the_models_true():
     """People err where pictures are ambiguous: both models miss that, whatever the number."""
     belief, truth = draw_beliefs(20_000, CLASSES)

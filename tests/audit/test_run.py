@@ -191,13 +191,20 @@ def test_unknown_classes_in_other_data_are_refused(trained, tmp_path):
         audit_run(run.path, tmp_path / "out", data=tmp_path / "new")
 
 
-def test_true_labels_must_cover_the_run(trained, tmp_path):
+def test_figures_are_of_the_samples_whose_true_label_is_known(trained, tmp_path):
     run, truth = trained
     path = tmp_path / "truth.csv"
-    name = sorted(truth)[5]
-    path.write_text(f"path,true_label\n{name},{truth[name]}\n")
-    with pytest.raises(DataError, match="no true label for 179 samples"):
-        audit_run(run.path, tmp_path, truth=path)
+    checked = dict(list(sorted(truth.items()))[1::3])
+    rows = "".join(f"{name},{label}\n" for name, label in checked.items())
+    path.write_text("path,true_label\n" + rows)
+    result = audit_run(run.path, tmp_path / "out", report=False, truth=path)
+    wrong = sum(name.split("/")[0] != label for name, label in checked.items())
+    figures = result.summary["truth"]
+    assert (figures["samples"], figures["errors"]) == (60, wrong)
+    assert figures["ap"] > 0.8
+    path.write_text("path,true_label\nno/1.png,circle\n")
+    with pytest.raises(DataError, match="no true label of any sample, such as 'circle/"):
+        audit_run(run.path, tmp_path / "out", report=False, truth=path)
 
 
 @pytest.mark.parametrize("name", ["path", "file"])

@@ -120,9 +120,12 @@ def test_long_classes_lose_their_middle_too():
 
 
 def test_figures_against_the_truth(elr, run, monkeypatch):
-    truth = {"errors": 21, "auroc": 0.97, "ap": 0.9123, "p_at_n": None}
+    truth = {"samples": 1200, "errors": 21, "auroc": 0.97, "ap": 0.9123, "p_at_n": None}
     monkeypatch.setitem(SUMMARY, "truth", truth)
-    assert "against the true labels: 21 errors, AUROC 0.970, AP 0.912\n" in elr("audit", run).err
+    assert (
+        "against the true labels: 21 errors in 1,200 samples, AUROC 0.970, AP 0.912\n"
+        in elr("audit", run).err
+    )
 
 
 def test_without_a_run_the_newest_is_taken(elr, run):
