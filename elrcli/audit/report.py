@@ -1,6 +1,6 @@
 """The review page: one HTML file that works from the disk, without network or account.
 
-The page is `report.html.j2` with `report.css` and three scripts inlined. What comes from the data
+The page is made of the files in `page`, with style and scripts inlined. What comes from the data
 travels as JSON, so a path or a class name is never read as markup.
 """
 
@@ -28,8 +28,8 @@ from elrcli.data.images import ImageProblem, read_image
 from elrcli.data.manifest import Manifest
 from elrcli.data.rows import SPLITS
 
-HERE = Path(__file__).parent
-SCRIPTS = ("report_logic.js", "report_summary.js", "report_review.js")
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("logic.js", "summary.js", "state.js", "drawing.js", "events.js")
 EXEMPLARS = 4  # pictures beside a suspect, per class
 POOL = 24  # exemplars of a class on the whole page: each costs its bytes and a decoding
 MATRIX_CLASSES = 20  # a larger heat map cannot be read
@@ -497,12 +497,12 @@ def _text(value: Any) -> str:
 
 def _page(content: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     first, detail = headline(summary)
-    css = (HERE / "report.css").read_text(encoding="utf-8")
-    js = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    css = (PAGE / "page.css").read_text(encoding="utf-8")
+    js = "".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         run=content["run"],
         headline=first,
         detail=detail,

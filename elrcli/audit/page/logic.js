@@ -1,7 +1,7 @@
 "use strict";
 
 // The data of the page and what can be computed from it: no element is made or changed here.
-// The three scripts are inlined as one: logic, summary, review.
+// The scripts are inlined as one: logic, summary, state, drawing, events.
 
 const byId = (id) => document.getElementById(id);
 
