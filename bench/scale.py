@@ -23,7 +23,8 @@ from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest, StringTable, manifest_text
 from elrcli.engine.checkpoints import save_checkpoint, take_snapshot
 from elrcli.engine.features import Features
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.files import json_text, write_text
+from elrcli.run import RunFolder
 
 EPOCHS = 10
 CHUNK = 20_000

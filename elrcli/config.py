@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-import re
-import stat
 import tomllib
 import types
 import typing
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from elrcli.errors import ConfigError, did_you_mean
+from elrcli.files import small_text
 
 DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
     "Data",
@@ -33,8 +31,6 @@ DATA, MODEL, METHOD, OPTIMISATION, INPUT, MACHINE = (
 )
 
 AUTO = "auto"  # of --batch-size: as many images as fit
-LARGEST_FILE = 64 * 1024**2  # bytes of a TOML or JSON file: a million class names fit
-NUMBERS = re.compile(r"\[\n([^][{}\"]*)\]")  # a list of nothing else over several lines
 
 
 def setting(
@@ -449,20 +445,10 @@ def check_names(values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: unknown setting {str(name)!r}.{hint}")
 
 
-def readable_json(content: Any, indent: int | None = None) -> str:
-    """Return JSON whose letters are not escaped, but bytes of a file name that are not UTF-8.
-
-    With `indent`, numbers of one list stay on one line: a matrix has as many lines as rows.
-    """
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
-    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-    return text.encode("utf-8", "backslashreplace").decode()  # as \udcff, which JSON has too
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """Read settings from a TOML file: names as of options, `-` and `_` are equal."""
     try:
-        raw = tomllib.loads(_small_text(path))
+        raw = tomllib.loads(small_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError
@@ -476,29 +462,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         values[name] = value
     check_names(values, str(path))
     return values
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold one object."""
-    try:
-        content = json.loads(_small_text(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected one JSON object.")
-    return content
-
-
-def _small_text(path: Path) -> str:
-    """Return the text of a file whose size is looked at first."""
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):  # opening a pipe might wait for ever
-        raise ConfigError(f"{path}: not a regular file.")
-    if info.st_size > LARGEST_FILE:
-        raise ConfigError(f"{path}: {info.st_size:,} bytes, too large for a file of settings.")
-    return path.read_text(encoding="utf-8")
 
 
 @functools.cache

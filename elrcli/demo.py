@@ -19,7 +19,7 @@ from elrcli.engine.evaluate import evaluate_run
 from elrcli.engine.fit import fit
 from elrcli.engine.observer import Observer
 from elrcli.errors import Interrupted, RunError
-from elrcli.run import json_text, write_text
+from elrcli.files import json_text, write_text
 from elrcli.tables import write_table
 
 SIDE = 32  # the digits are 8 x 8 pixels

@@ -1,4 +1,4 @@
-"""The run folder: the name of every file in it, and writing that is whole or not at all."""
+"""The run folder: the name of every file in it, and that only one process trains there."""
 
 from __future__ import annotations
 
@@ -6,32 +6,22 @@ import csv
 import errno
 import fcntl
 import hashlib
-import io
 import os
 import platform
 import re
-import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from elrcli.config import TrainConfig, read_json_object, readable_json
-from elrcli.data.csv_files import write_csv_rows
+from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest, read_manifest
-from elrcli.errors import (
-    ConfigError,
-    DataError,
-    NotWritten,
-    RunError,
-    cannot_be_written,
-    is_text,
-    legible,
-)
+from elrcli.errors import ConfigError, DataError, RunError, cannot_be_written, is_text, legible
+from elrcli.files import read_json_object
 
 RUNS = Path("runs")
 LOCK = "lock"
@@ -378,63 +368,3 @@ def newest_run(runs: Path = RUNS) -> Path:
         return max(file.stat().st_mtime_ns for file in files if file.is_file())
 
     return max(found, key=changed)
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV; None becomes an empty cell, floats keep 6 significant digits."""
-    buffer = io.StringIO(newline="")
-    lines = ([_cell(row.get(name)) for name in columns] for row in rows)
-    write_csv_rows(buffer, [columns, *lines])
-    return buffer.getvalue()
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """Return indented JSON that ends in a newline."""
-    return readable_json(content, indent=2) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, as UTF-8 with undecodable bytes kept."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on leaving it is flushed to disk and renamed.
-
-    So is the folder: after a power failure there is the old file or the new one.
-    """
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)  # the umask decides who may read
-    except OSError as error:
-        raise NotWritten(cannot_be_written(path, error)) from None
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise NotWritten(cannot_be_written(path, error)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
-            raise
-    finally:
-        os.close(handle)

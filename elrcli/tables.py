@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from elrcli.config import readable_json
-from elrcli.data.csv_files import write_csv_rows
 from elrcli.errors import ConfigError
-from elrcli.run import atomic_path
+from elrcli.files import atomic_path, readable_json, write_csv_rows
 
 FORMATS = ("csv", "jsonl", "parquet")
 

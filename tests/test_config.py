@@ -8,17 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elrcli.config import (
-    Reading,
-    TrainConfig,
-    check_names,
-    option_name,
-    read_json_object,
-    read_toml,
-    readable_json,
-    setting_types,
-)
+from elrcli.config import Reading, TrainConfig, check_names, option_name, read_toml, setting_types
 from elrcli.errors import ConfigError
+from elrcli.files import read_json_object, readable_json
 
 METHODS = ("elr", "elr-plus", "elr-halves", "ce", "gce", "sl", "sop")
 

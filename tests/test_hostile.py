@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elrcli import config as config_module
+from elrcli import files
 from elrcli.api import apply_decisions, make_noise
 from elrcli.audit.apply import is_folder_name, plan_corrections, write_csv, write_folder
 from elrcli.audit.decisions import DECISIONS, read_decisions, read_suggestions
@@ -28,8 +28,9 @@ from elrcli.engine.checkpoints import load_checkpoint, save_checkpoint, take_sna
 from elrcli.engine.fit import fit, resume
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError, ElrError, ModelError, RunError
+from elrcli.files import json_text, write_text
 from elrcli.models import read_state_dict
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.run import RunFolder
 from elrcli.tables import write_table
 from tests.engine.conftest import TINY
 from tests.shapes import write_shapes
@@ -78,7 +79,7 @@ def every_use(run: RunFolder) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json"])
 def test_huge_settings_are_refused_before_they_are_read(run, name, monkeypatch):
-    monkeypatch.setattr(config_module, "LARGEST_FILE", 10_000)
+    monkeypatch.setattr(files, "LARGEST_FILE", 10_000)
     (run.path / name).write_text('{"classes": [' + "0," * 10_000 + "0]}")
     for use in every_use(run):
         with pytest.raises(RunError, match=f"{name}: 20,0.. bytes, too large"):

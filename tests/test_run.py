@@ -13,7 +13,8 @@ import torch
 from elrcli.config import TrainConfig
 from elrcli.engine.checkpoints import write_tensors
 from elrcli.errors import RunError
-from elrcli.run import RunFolder, csv_text, json_text, newest_run, write_text
+from elrcli.files import csv_text, json_text, write_text
+from elrcli.run import RunFolder, newest_run
 from tests.limits import no_file_larger_than
 
 

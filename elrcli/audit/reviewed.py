@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from elrcli.config import TrainConfig, read_json_object
+from elrcli.config import TrainConfig
 from elrcli.data.manifest import Manifest, load_data
 from elrcli.data.rows import SPLITS
 from elrcli.errors import DataError, legible, listed
+from elrcli.files import read_json_object
 from elrcli.run import RunFolder
 
 

@@ -23,7 +23,7 @@ from elrcli.audit.report import render_report
 from elrcli.audit.result import AuditResult, DuplicateGroup
 from elrcli.audit.scores import ranking_figures
 from elrcli.audit.summary import summarise
-from elrcli.config import Reading, read_json_object
+from elrcli.config import Reading
 from elrcli.data.csv_files import column_names, csv_column, csv_rows, read_csv
 from elrcli.data.manifest import FOREIGN_TRUTH, NO_CLASS, Manifest, load_data
 from elrcli.data.rows import SPLITS
@@ -33,7 +33,8 @@ from elrcli.engine.features import Features
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import NOT_FINITE, Predictor
 from elrcli.errors import ConfigError, DataError, RunError, UsageError, legible, named
-from elrcli.run import AUDIT_FILES, RunFolder, json_text, new_path, write_text
+from elrcli.files import json_text, read_json_object, write_text
+from elrcli.run import AUDIT_FILES, RunFolder, new_path
 from elrcli.tables import write_table
 
 TABLE_COLUMNS = (

@@ -19,9 +19,10 @@ from elrcli.cli.options import (
     was_given,
     with_some_settings,
 )
-from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name, readable_json
+from elrcli.config import AUDIT_SETTINGS, DATA, READING_SETTINGS, option_name
 from elrcli.engine.launch import together
 from elrcli.errors import Interrupted
+from elrcli.files import readable_json
 
 CONFUSIONS = 5
 OF_THE_AUDIT = (  # options that no training takes

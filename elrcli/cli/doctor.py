@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elrcli.cli.options import Device, Json
-from elrcli.config import readable_json
+from elrcli.files import readable_json
 
 if TYPE_CHECKING:
     from elrcli.engine.doctor import DoctorReport

@@ -21,7 +21,7 @@ from elrcli.cli.options import (
     SplitColumn,
     Workers,
 )
-from elrcli.config import readable_json
+from elrcli.files import readable_json
 
 if TYPE_CHECKING:
     from elrcli.engine.evaluate import Evaluation

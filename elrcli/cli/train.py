@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elrcli.cli.options import OUTPUT, Quiet, given_settings, was_given, with_settings
-from elrcli.config import MACHINE_SETTINGS, TrainConfig, option_name, read_toml, readable_json
+from elrcli.config import MACHINE_SETTINGS, TrainConfig, option_name, read_toml
+from elrcli.files import readable_json
 from elrcli.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from elrcli.cli.options import (
     was_given,
     with_some_settings,
 )
-from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name, readable_json
+from elrcli.config import TUNED_SETTINGS, TrainConfig, option_name, plain_name
+from elrcli.files import readable_json
 
 if TYPE_CHECKING:
     from elrcli.engine.tune import Choice, TuneResult

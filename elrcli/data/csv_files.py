@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -268,12 +267,3 @@ def _near_file(base: str, path: str) -> str:
     if unicodedata.normalize("NFC", found[1:]) == unicodedata.normalize("NFC", path):
         return ". Its name is there in another Unicode form: list the folder to get it."
     return f". Did you mean '{legible(found[1:])}'?"
-
-
-def write_csv_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as lines of CSV; None becomes an empty cell."""
-    plain = csv.writer(file, lineterminator="\n")
-    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for cells in rows:
-        # The csv module leaves a lone carriage return unquoted, and then splits the row there.
-        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)

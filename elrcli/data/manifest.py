@@ -19,10 +19,11 @@ from typing import overload
 import numpy as np
 
 from elrcli.config import Reading, TrainConfig, option_name
-from elrcli.data.csv_files import read_csv, write_csv_rows
+from elrcli.data.csv_files import read_csv
 from elrcli.data.folders import is_image_name, scan_folder
 from elrcli.data.rows import SPLIT_CODES, SPLITS, Rows, is_inside
 from elrcli.errors import SHOWN, ConfigError, DataError, is_text, legible, listed, unknown_name
+from elrcli.files import write_csv_rows
 
 NO_CLASS = -1  # a true label that names none of the classes: the given one is wrong
 FOREIGN_TRUTH = "name a class that no label has: counted as wrong"  # after their number

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from elrcli.errors import NotWritten, RunError
-from elrcli.run import atomic_path
+from elrcli.files import atomic_path
 
 NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?\.safetensors")
 _UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)

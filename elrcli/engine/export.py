@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import elrcli
-from elrcli.config import TrainConfig, read_json_object
+from elrcli.config import TrainConfig
 from elrcli.engine.checkpoints import write_tensors
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, ModelError, RunError, first_line
+from elrcli.files import atomic_path, json_text, read_json_object, write_text
 from elrcli.models import (
     Preprocessing,
     is_from_timm,
@@ -27,7 +28,7 @@ from elrcli.models import (
     plain_attention,
     timm_config,
 )
-from elrcli.run import RunFolder, atomic_path, json_text, write_text
+from elrcli.run import RunFolder
 
 FORMATS = ("onnx", "safetensors")
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # the extra `onnx`

@@ -29,6 +29,7 @@ from elrcli.engine.observer import Observer
 from elrcli.engine.predict import stored_preprocessing
 from elrcli.engine.training import Training
 from elrcli.errors import ConfigError, DataError, ModelError, RunError, folded, legible, named
+from elrcli.files import json_text, write_text
 from elrcli.methods.table import row_columns
 from elrcli.models import (
     Preprocessing,
@@ -38,7 +39,7 @@ from elrcli.models import (
     network_of,
     preprocessing,
 )
-from elrcli.run import RunFolder, json_text, new_path, write_text
+from elrcli.run import RunFolder, new_path
 
 NETWORK_TOO_LARGE = "Choose a smaller --backbone, or another --device."
 

@@ -70,11 +70,12 @@ from elrcli.errors import (
     legible,
     named,
 )
+from elrcli.files import csv_text, write_text
 from elrcli.methods.averages import WeightAverage
 from elrcli.methods.sending import sent
 from elrcli.methods.table import TableChoice
 from elrcli.models import Preprocessing, members, training_mode
-from elrcli.run import RunFolder, csv_text, write_text
+from elrcli.run import RunFolder
 
 SECONDS_BETWEEN_CURVES = 30.0
 MOST_HALVINGS = 3  # of the learning rate, with --on-nan retry

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from elrcli.config import MACHINE_SETTINGS, TrainConfig, plain_name, read_json_object
+from elrcli.config import MACHINE_SETTINGS, TrainConfig, plain_name
 from elrcli.data.manifest import Manifest, draw_validation, manifest_text
 from elrcli.data.samples import listed_samples
 from elrcli.engine.automatic import automatic_lr
@@ -41,8 +41,9 @@ from elrcli.errors import (
     RunError,
     TrainingError,
 )
+from elrcli.files import csv_text, json_text, read_json_object, write_text
 from elrcli.models import has_batch_norm, network_of
-from elrcli.run import LOCK, RunFolder, csv_text, json_text, locked_folder, new_path, write_text
+from elrcli.run import LOCK, RunFolder, locked_folder, new_path
 
 LAMBDAS, BETAS = (1.0, 3.0, 7.0), (0.7, 0.9)
 LR_FACTORS = (0.3, 1.0, 3.0)  # times the automatic learning rate

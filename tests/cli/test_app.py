@@ -163,7 +163,7 @@ def program(command: str, **environment: str) -> subprocess.CompletedProcess[byt
         "    from elrcli.cli import console\n"
         "    console.say('text')\n    sys.stderr.write('text')\n    raise typer.Exit(5)\n"
         "def stop(path: str) -> None:\n"
-        "    import os, pathlib\n    from elrcli.run import atomic_path\n"
+        "    import os, pathlib\n    from elrcli.files import atomic_path\n"
         "    with atomic_path(pathlib.Path(path)):\n        os.kill(os.getpid(), 15)\n"
         "def load(folder: str) -> None:\n    sys.path.append(folder)\n    import stopped\n"
         "for command in (show, hand_over, fail, talk, stop, load):\n"

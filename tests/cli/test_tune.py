@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from elrcli.cli.tune import train_command
-from elrcli.config import TrainConfig, readable_json
+from elrcli.config import TrainConfig
 from elrcli.engine.tune import Candidate, Choice, Trial, TuneResult
 from elrcli.errors import SAME_COMMAND, Interrupted
+from elrcli.files import readable_json
 
 DEFAULT, OTHER = Candidate(3.0, 0.7, 0.001), Candidate(1.0, 0.7, 0.003)
 CALLS: list[dict[str, object]] = []  # what the search was called with

@@ -23,8 +23,9 @@ from elrcli.engine.export import Classifier, _cause, export_format, export_run, 
 from elrcli.engine.fit import fit
 from elrcli.engine.predict import Predictor, predict_images
 from elrcli.errors import ConfigError, ModelError, NotWritten, RunError
+from elrcli.files import json_text, write_text
 from elrcli.models import Preprocessing
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
 
 

@@ -47,10 +47,11 @@ from elrcli.engine.optimizers import build_optimizer
 from elrcli.engine.schedules import set_learning_rate
 from elrcli.engine.unreadable import too_many_unreadable
 from elrcli.errors import DataError, Interrupted, ModelError, RunError, TrainingError
+from elrcli.files import json_text, write_text
 from elrcli.methods.single import SingleNetwork
 from elrcli.methods.table import TableChoice
 from elrcli.models import create_network
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.run import RunFolder
 from tests.engine.conftest import TINY
 from tests.shapes import write_shapes
 

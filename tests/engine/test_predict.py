@@ -16,8 +16,9 @@ from elrcli.engine.inference import predict_batches
 from elrcli.engine.observer import Observer
 from elrcli.engine.predict import Predictor, predict_images, stored_preprocessing
 from elrcli.errors import ConfigError, ModelError, OutOfMemory, RunError
+from elrcli.files import json_text, write_text
 from elrcli.models import create_network
-from elrcli.run import RunFolder, json_text, write_text
+from elrcli.run import RunFolder
 from tests.memory import memory_for
 
 
