@@ -358,6 +358,7 @@ def apply_decisions(
         write_folder,
     )
     from elrcli.audit.reviewed import check_own_audit, check_removed, data_by_now, run_and_audit
+    from elrcli.data.manifest import NO_CLASS
 
     if decisions is None and accept_above is None:
         raise UsageError("nothing to apply. Name a decisions.csv, or give --accept-above.")
@@ -390,20 +391,24 @@ def apply_decisions(
     if place is None:
         return plan
     with_split = bool((now.manifest.splits != 0).any())
+    truth_column = None
     if to_csv:
         split_column = settings.split_column if with_split else None
         reading = replace(settings.reading, root=now.manifest.root, split_column=split_column)
+        truth = now.manifest.truth
+        if truth is not None and (truth != NO_CLASS).all():  # a cell must name a class
+            truth_column = settings.truth_column
         if dry_run:
             check_csv(place)
         else:
-            write_csv(plan, place, reading)
+            write_csv(plan, place, reading, truth_column)
     else:
         reading = Reading(follow_links=mode == "symlink")
         if dry_run:
             check_folder(plan, place, with_split=with_split)
         else:
             write_folder(plan, place, mode=mode or "copy", with_split=with_split)
-    return replace(plan, reading=reading)
+    return replace(plan, reading=reading, truth_column=truth_column)
 
 
 def evaluate(

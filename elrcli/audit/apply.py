@@ -62,6 +62,7 @@ class Plan:
     skipped: int = 0  # decisions on paths or labels that the run does not have
     added: int = 0  # images that came to the data after the training: they are left out
     reading: Reading = Reading()  # of what is written
+    truth_column: str | None = None  # of what is written
 
     def change_rows(self) -> Iterator[dict[str, str]]:
         """Yield CHANGE_COLUMNS of every change; `to` is empty for a removed sample."""
@@ -136,25 +137,23 @@ def plan_corrections(
     return Plan(manifest, rows, labels[rows], changes, decided, skipped)
 
 
-def write_csv(plan: Plan, out: Path, reading: Reading) -> Path:
+def write_csv(plan: Plan, out: Path, reading: Reading, truth_column: str | None = None) -> Path:
     """Write the corrected labels as a CSV file; return the path of the change log beside it.
 
     The columns are those that `reading` will read: a split only where the data came with splits,
-    not where one was drawn.
+    not where one was drawn. `truth_column` is for true labels, all of them known classes.
     """
     log = check_csv(out)
-    manifest = plan.manifest
-    split_column = reading.split_column or "split"
-    rows = (
-        {
-            reading.path_column: manifest.paths[row],
-            reading.label_column: manifest.classes[label],
-            split_column: SPLITS[manifest.splits[row]],
-        }
-        for row, label in zip(plan.rows.tolist(), plan.labels.tolist(), strict=True)
-    )
+    manifest, names = plan.manifest, plan.manifest.classes
     columns = [reading.path_column, reading.label_column]
-    columns += [] if reading.split_column is None else [split_column]
+    cells = [[manifest.paths[row] for row in plan.rows], [names[label] for label in plan.labels]]
+    if reading.split_column is not None:
+        columns.append(reading.split_column)
+        cells.append([SPLITS[split] for split in manifest.splits[plan.rows]])
+    if truth_column is not None and manifest.truth is not None:
+        columns.append(truth_column)
+        cells.append([names[label] for label in manifest.truth[plan.rows]])
+    rows = (dict(zip(columns, each, strict=True)) for each in zip(*cells, strict=True))
     write_table(log, CHANGE_COLUMNS, plan.change_rows())
     try:
         write_table(out, columns, rows)

@@ -102,7 +102,8 @@ def apply(
 def train_command(plan: Plan, out: Path) -> str:
     """Return how to train on what was written."""
     words = ["elr", "train", str(out)]
-    for name, value in asdict(plan.reading).items():
+    settings = asdict(plan.reading) | {"truth_column": plan.truth_column}
+    for name, value in settings.items():
         if value not in (None, getattr(TrainConfig, name)):
             words += [option_name(name)] if value is True else [option_name(name), str(value)]
     return shlex.join(words)

@@ -19,10 +19,14 @@ AUDIT_HEADER = "rank,path,split,label,suggested,score,error_probability,flagged\
 
 def make_run(data: Path) -> Path:
     """Write what `elr train data` and `elr audit` leave of a run, without training."""
-    run = Path("run")
-    (run / "audit").mkdir(parents=True)
     manifest = draw_validation(load_data(data), 0.3, seed=0)
-    settings = TrainConfig(data=data.absolute()).to_dict()
+    return write_run(Path("run"), manifest, TrainConfig(data=data.absolute()))
+
+
+def write_run(run: Path, manifest: Manifest, config: TrainConfig) -> Path:
+    """Write the files of a run that `elr apply` reads."""
+    (run / "audit").mkdir(parents=True)
+    settings = config.to_dict()
     content = {"elr": "0.1.0", "settings": settings, "data_root": str(manifest.root)}
     (run / "config.json").write_text(json.dumps(content))
     (run / "classes.json").write_text(json.dumps({"classes": manifest.classes}))
@@ -124,6 +128,31 @@ def test_data_that_has_moved_is_named(elr, run):
     assert elr("apply", run, "decisions.csv", "-o", "again.csv", *typed).code == 0
     assert elr("apply", run, "decisions.csv", "-o", "folder", *typed).code == 0
     assert len(list(Path("folder").rglob("*.png"))) == 7
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_true_labels_stay_with_the_corrected_ones(elr, tmp_path, monkeypatch, foreign):
+    monkeypatch.chdir(tmp_path)
+    write_shapes(Path("data"), per_class=4, classes=("cat", "dog"), size=8)
+    names = [f"{'cat' if i % 2 == 0 else 'dog'}/{i:04d}.png" for i in range(8)]
+    gold = ["zebra" if foreign else "dog", *(name[:3] for name in names[1:])]
+    lines = [f"{name},{name[:3]},{true}" for name, true in zip(names, gold, strict=True)]
+    Path("all.csv").write_text("\n".join(["path,label,gold", *lines]))
+    reading = Reading(root=Path("data"))
+    manifest = load_data(Path("all.csv"), reading, truth_column="gold")
+    settings = TrainConfig(data=Path("all.csv").absolute(), root=Path("data"), truth_column="gold")
+    write_run(Path("run"), manifest, settings)
+    Path("decisions.csv").write_text(
+        f"path,label,decision,new_label\n{names[0]},cat,relabel,dog\n{names[2]},cat,remove,\n"
+    )
+    outcome = elr("apply", "run", "decisions.csv", "-o", "fixed.csv")
+    assert outcome.code == 0, outcome.err
+    header, first, *rest = Path("fixed.csv").read_text().splitlines()
+    assert (header, first) == (
+        ("path,label", f"{names[0]},dog") if foreign else ("path,label,gold", f"{names[0]},dog,dog")
+    )
+    assert len(rest) == 6
+    assert outcome.err.rstrip().endswith("--truth-column gold") is not foreign
 
 
 def test_decisions_on_other_images_are_left_out_when_asked(elr, run):
