@@ -168,7 +168,7 @@ class Box:
 
         from elrcli.audit.run import audit_run
         from elrcli.data.manifest import manifest_text
-        from elrcli.models import read_state_dict
+        from elrcli.weights import read_state_dict
 
         audit_run(self.run.path, report=False)
         paths = list(self.manifest.paths)
@@ -205,7 +205,7 @@ class Box:
         from elrcli.engine.features import Features
         from elrcli.engine.fit import resume
         from elrcli.engine.predict import Predictor
-        from elrcli.models import read_state_dict
+        from elrcli.weights import read_state_dict
 
         run, manifest = self.run, self.manifest
         checkpoint = sorted(run.checkpoint_folder.iterdir())[-1]

@@ -29,9 +29,9 @@ from elrcli.engine.fit import fit, resume
 from elrcli.engine.predict import Predictor
 from elrcli.errors import ConfigError, DataError, ElrError, ModelError, RunError
 from elrcli.files import json_text, write_text
-from elrcli.models import read_state_dict
 from elrcli.run import RunFolder
 from elrcli.tables import write_table
+from elrcli.weights import read_state_dict
 from tests.engine.conftest import TINY
 from tests.shapes import write_shapes
 

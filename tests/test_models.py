@@ -35,12 +35,11 @@ from elrcli.models import (
     members,
     parameter_groups,
     preprocessing,
-    read_state_dict,
     shrink_stem,
     training_mode,
     weights_cache,
-    why_hub_is_silent,
 )
+from elrcli.weights import read_state_dict, why_hub_is_silent
 
 TINY = "test_resnet"
 

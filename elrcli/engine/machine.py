@@ -37,9 +37,10 @@ from elrcli.engine.graphs import compute_again, replay_on_gpu
 from elrcli.engine.memory import free_host_memory, free_memory, total_host_memory, total_memory
 from elrcli.engine.tensorboard import writer_class
 from elrcli.errors import ElrError, ModelError, first_line
-from elrcli.models import create_network, lay_out, preprocessing, weights_cache, why_hub_is_silent
+from elrcli.models import create_network, lay_out, preprocessing, weights_cache
 from elrcli.run import RUNS
 from elrcli.tables import table_format
+from elrcli.weights import why_hub_is_silent
 
 BACKBONE, SIDE, IMAGES = "test_resnet", 32, 4  # of the trial steps
 LITTLE_MEMORY = 2e9  # bytes

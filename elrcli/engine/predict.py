@@ -25,8 +25,9 @@ from elrcli.engine.inference import predict_batches
 from elrcli.engine.memory import is_out_of_memory, largest_fitting, memory_explained
 from elrcli.engine.observer import Observer
 from elrcli.errors import ConfigError, OutOfMemory, RunError
-from elrcli.models import Preprocessing, check_classes, lay_out, load_weights, network_of
+from elrcli.models import Preprocessing, lay_out, load_weights, network_of
 from elrcli.run import RunFolder
+from elrcli.weights import check_classes
 
 NOT_FINITE = "the prediction is not a finite number"
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
