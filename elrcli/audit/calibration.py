@@ -72,9 +72,10 @@ def cautions(evidence: Evidence, classes: Sequence[str], share: ErrorShare) -> l
     if evidence.judged is None and not evidence.held_out.all():
         judges = np.flatnonzero(evidence.held_out)
         if len(judges) < FEW:
-            number = f"{len(judges)} image{'' if len(judges) == 1 else 's'}"
+            number = {0: "None", 1: "Only 1 image"}.get(len(judges), f"Only {len(judges)} images")
+            verb = "was" if len(judges) == 1 else "were"
             found.append(
-                f"Only {number} of {len(evidence):,} were held out from training, so the number of"
+                f"{number} of {len(evidence):,} {verb} held out from training, so the number of"
                 " wrong labels is a rough guess. A larger --val-fraction makes it better."
             )
         trained = np.unique(evidence.labels[~evidence.held_out])
