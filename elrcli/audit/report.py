@@ -124,7 +124,7 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
     detail = f"{rate} of all labels, between {low:,} and {high:,} with 90% confidence."
     if estimate == 0 and high <= 0.01 * samples:
         first = f"Hardly any of {samples:,} labels looks wrong"
-    elif estimate > 0 and high - low <= max(estimate, 1) and low >= estimate / 2:
+    elif estimate > 0 and high - low <= max(estimate, 1) and low >= estimate / 3:
         verb = "is" if estimate == 1 else "are"
         first = f"About {estimate:,} of {samples:,} labels {verb} wrong"
     else:  # one number would claim too much

@@ -33,10 +33,12 @@ def expand_inputs(
     A folder is searched with its sub-folders, a `.csv` file lists paths that start from `root`
     (default: its own folder), `-` stands for the lines of `stdin`, and what is not on disk is
     tried as a pattern such as `photos/**/*.jpg`. A file named outright is taken whatever its
-    suffix; whether it is an image shows when it is read. Links that lead out of a folder are an
+    suffix; whether it is an image, and there, shows when it is read. Where nothing is found at
+    all, that is an error. Links that lead out of a folder are an
     error unless `follow_links`, and so are `root` and `path_column` without a `.csv` file.
     """
     images: list[ImageInput] = []
+    gone: list[str] = []  # of single images
     problems: list[str] = []
     for given in names:
         name = os.fspath(given)
@@ -45,9 +47,14 @@ def expand_inputs(
         except DataError as error:
             problems.append(str(error))
             continue
+        if not found and is_image_name(name) and not glob.has_magic(name):
+            gone.append(f"{name}: {_nothing_found(name)}")
+            found = [_named(name)]
         if not found:
             problems.append(f"{name}: {_nothing_found(name)}")
         images += found
+    if gone and (problems or len(gone) == len(images)):
+        problems = gone + problems
     if problems:
         raise DataError(listed(problems))
     csv_only = {"--root": root is not None, "--path-column": path_column != "path"}

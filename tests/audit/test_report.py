@@ -127,6 +127,7 @@ def test_headline_counts_and_says_how_sure():
         (0.2, 0.0, 3.0, "Hardly any of 12,000 labels looks wrong"),
         (1.0, 0.6, 1.4, "About 1 of 12,000 labels is wrong"),
         (60.0, 3.0, 400.0, "Between 3 and 400 of 12,000 labels may be wrong"),
+        (423.0, 193.0, 530.0, "About 423 of 12,000 labels are wrong"),
         (71.2, 4.3, 71.2, "Between 4 and 71 of 12,000 labels may be wrong"),
         (60.0, 0.0, 400.0, "Up to 400 of 12,000 labels may be wrong"),
         (0.0, 0.0, 900.0, "Up to 900 of 12,000 labels may be wrong"),

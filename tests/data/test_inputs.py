@@ -82,6 +82,16 @@ def test_paths_on_stdin():
     assert paths("-", stdin=lines) == ["a.png", "with space.png", "last.png"]
 
 
+def test_an_image_that_has_gone_does_not_stop_the_others():
+    touch("photos/a.jpg")
+    names = ["photos/a.jpg", "photos/gone.jpg"]
+    assert [image.path for image in expand_inputs(names)] == names
+    with pytest.raises(DataError, match=r"photos/gone\.jpg: no such file, folder or pattern"):
+        expand_inputs(["photos/gone.jpg"])
+    with pytest.raises(DataError, match=r"photos/gone\.jpg: no such file[^*]*\*\.gif: no such"):
+        expand_inputs([*names, "*.gif"])
+
+
 def test_all_that_matches_nothing_is_named_at_once(tmp_path):
     touch("empty/notes.txt")
     (tmp_path / "empty.csv").write_text("path\n")
