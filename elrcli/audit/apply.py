@@ -255,7 +255,9 @@ def _below_class(path: str, label: str) -> str:
     """Return the part of a path below the folder of its class, else the name of the file."""
     parts = path.split("/")
     folders = [name.strip() for name in parts[:-1]][:2]
-    return "/".join(parts[folders.index(label) + 1 :]) if label in folders else parts[-1]
+    below = parts[folders.index(label) + 1 :] if label in folders else parts[-1:]
+    is_hidden = any(name.startswith(".") for name in below[:-1])  # a scan would skip it
+    return parts[-1] if is_hidden else "/".join(below)
 
 
 def _file_rows(plan: Plan, targets: Sequence[str]) -> Iterator[dict[str, str]]:

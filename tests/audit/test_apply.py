@@ -435,11 +435,12 @@ def test_sub_folders_of_a_class_are_kept(tmp_path: Path):
     rows = [
         ("cat/day/1.png", "cat", "train"),
         ("cat/night/1.png", "cat", "train"),
+        ("dog/.old/2.png", "dog", "train"),
         ("dog/day/1.png", "dog", "train"),
     ]
     manifest = make_manifest(tmp_path / "source", rows)
     plan = plan_corrections(manifest, decisions(tmp_path, "dog/day/1.png,dog,relabel,cat"))
-    targets = ["cat/day/1.png", "cat/night/1.png", "cat/day/1-1.png"]
+    targets = ["cat/day/1.png", "cat/night/1.png", "dog/2.png", "cat/day/1-1.png"]
     assert folder_targets(plan, with_split=False) == targets
 
 
