@@ -501,6 +501,7 @@ def make_noise(
     labels are changed. `rate` belongs to all kinds but `matrix`, whose file holds K lines of K
     numbers, P(given | true), classes in natural order. `mapping` belongs to `asymmetric`.
     """
+    from elrcli.data.csv_files import csv_rows
     from elrcli.data.manifest import load_data
     from elrcli.data.noisy_labels import Noise
     from elrcli.data.rows import SPLITS
@@ -517,6 +518,9 @@ def make_noise(
     if len(train_rows) == 0:
         raise DataError(f"{data}: no training images, and only their labels are changed.")
     observer = observer or Observer()
+    is_table = Path(data).is_file()
+    if is_table and "true_label" in map(str.strip, next(csv_rows(Path(data), path_column))[1]):
+        observer.note(f"{data}: '{label_column}' is taken for true, its true_label is not used")
     labels = clean.labels.copy()
     labels[train_rows] = noise.labels_of(
         clean, train_rows, seed, note=observer.note, progress=partial(observer.progress, "pictures")

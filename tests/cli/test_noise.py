@@ -48,6 +48,13 @@ def test_the_true_label_is_kept_beside_the_noisy_one(elr, data):
     assert f"elr train n.csv --root {data} --truth-column true_label" in outcome.err
 
 
+def test_noise_on_noise_is_noted(elr, data):
+    assert elr("noise", data, "--out", "n.csv", "--rate", 0.5).code == 0
+    outcome = elr("noise", "n.csv", "--root", data, "--out", "more.csv", "--rate", 0)
+    assert "n.csv: 'label' is taken for true, its true_label is not used" in outcome.err
+    assert flips("more.csv") == Counter()
+
+
 def test_the_seed_decides(elr, data):
     for name, seed in (("a.csv", 1), ("b.csv", 1), ("c.csv", 2)):
         assert elr("noise", data, "-o", name, "--rate", 0.4, "--seed", seed, "-q").err == ""
