@@ -25,6 +25,7 @@ from elrcli.files import read_json_object
 
 RUNS = Path("runs")
 LOCK = "lock"
+SPEED = ("images_per_second", "wait_share", "seconds")  # what a machine adds to `metrics.csv`
 LARGEST_CURVES = 4 * 1024**2  # bytes
 AUDIT_FILES = ("summary.json", "audit.csv", "audit.jsonl", "audit.parquet", "report.html")
 FILES_IN = {  # what is written into the folders of a run
@@ -292,9 +293,12 @@ class RunFolder:
             raise RunError(f"{self.metrics_file}: not a table of numbers ({error}).") from None
 
     def training_digest(self) -> str:
-        """Return what tells this training from others, and its state from others of it."""
-        text = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
-        return hashlib.sha256(text).hexdigest()
+        """Return what tells this training from others, and its state from others of it.
+
+        The same training on another machine, or with an interruption, has the same.
+        """
+        rows = [{n: x for n, x in row.items() if n not in SPEED} for row in self.metrics()]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
 
     def curves(self) -> str | None:
         """Return `curves.svg`; None where there is none that training can have written.

@@ -119,6 +119,16 @@ def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path, content):
     assert (tmp_path / "model.safetensors").exists() == (content is not None)
 
 
+def test_the_same_training_has_the_same_digest_however_long_it_took(tmp_path):
+    run = RunFolder(tmp_path)
+    found = [run.training_digest()]
+    for row in ("1,0.7,2.5", "1,0.7,9", "1,0.6,9"):
+        run.metrics_file.write_text(f"epoch,loss,seconds\n{row}\n")
+        found.append(run.training_digest())
+    assert found[1] == found[2]
+    assert len(set(found)) == 3
+
+
 def test_a_file_is_no_place_for_a_run(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a file"):

@@ -108,7 +108,7 @@ def test_suggestions_for_other_data_are_refused(elr, run):
         json.dumps({"applies_to_run": True, "training": RunFolder(run).training_digest()})
     )
     assert elr("apply", run, "-o", "new.csv", "--accept-above", 0.95).code == 0
-    Path("run/metrics.csv").write_text("epoch,seconds\n1,2.5\n")  # another training
+    Path("run/metrics.csv").write_text("epoch,loss,seconds\n1,0.7,2.5\n")  # another training
     outcome = elr("apply", run, "-o", "newer.csv", "--accept-above", 0.95)
     assert outcome.code == 1
     assert "run/audit: is of another training, or of an earlier epoch. Do it again" in outcome.err
