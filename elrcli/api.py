@@ -362,6 +362,8 @@ def apply_decisions(
 
     if decisions is None and accept_above is None:
         raise UsageError("nothing to apply. Name a decisions.csv, or give --accept-above.")
+    if decisions is None and skip_foreign:
+        raise UsageError("--skip-foreign: needs a decisions.csv. Leave it out.")
     place = _path(out)
     if place is None and not dry_run:
         raise UsageError("no place to write to. Give --out, or --dry-run to look first.")

@@ -61,7 +61,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that a name is not among the known ones, and which may be meant."""
     known = sorted(known)
     hint = did_you_mean(name, known) or f" Known: {named([legible(each) for each in known])}."
-    if unicodedata.normalize("NFC", name) in {unicodedata.normalize("NFC", x) for x in known}:
+    composed = unicodedata.normalize("NFC", name)
+    if not name.isascii() and any(unicodedata.normalize("NFC", x) == composed for x in known):
         hint = " It is there in another Unicode form. Rename one of them."
     return f"unknown {kind} '{legible(name)}'.{hint}"
 

@@ -146,13 +146,13 @@ def write_csv(plan: Plan, out: Path, reading: Reading, truth_column: str | None 
     log = check_csv(out)
     manifest, names = plan.manifest, plan.manifest.classes
     columns = [reading.path_column, reading.label_column]
-    cells = [[manifest.paths[row] for row in plan.rows], [names[label] for label in plan.labels]]
+    cells = [(manifest.paths[row] for row in plan.rows), (names[label] for label in plan.labels)]
     if reading.split_column is not None:
         columns.append(reading.split_column)
-        cells.append([SPLITS[split] for split in manifest.splits[plan.rows]])
+        cells.append(SPLITS[split] for split in manifest.splits[plan.rows])
     if truth_column is not None and manifest.truth is not None:
         columns.append(truth_column)
-        cells.append([names[label] for label in manifest.truth[plan.rows]])
+        cells.append(names[label] for label in manifest.truth[plan.rows])
     rows = (dict(zip(columns, each, strict=True)) for each in zip(*cells, strict=True))
     write_table(log, CHANGE_COLUMNS, plan.change_rows())
     try:

@@ -27,7 +27,7 @@ import numpy as np
 from elrcli.audit.evidence import FLOOR, normalised
 
 STEP = np.log(5) / 24  # between two values of log s
-USUAL = (0, 24)  # steps from s = 0.5, to 2.5: these are always looked at
+SPAN = (0, 24)  # steps from s = 0.5, to 2.5: these are always looked at
 FARTHEST = (-24, 76)  # to 0.1 and 81, where a network is so far off: with many classes, say
 USUAL_SHARPNESS = (0.2, 0.2)  # mean and deviation of log s before any label is seen
 WEIGHT = 0.1  # of the likelihood against a larger sharpness than the most likely one
@@ -36,7 +36,7 @@ DOUBT = 2  # steps beyond, which no number of samples takes away: models are not
 QUANTILE = 1.645  # of the normal distribution, for 90% on both sides
 TOWARDS_FIRST = 0.3  # labels per cell of the matrix that the first model weighs in the second
 PRIOR = (0.2, 0.1, 0.1)  # pseudo-counts that keep the shares inside (0, 1)
-STEPS = 200
+ITERATIONS = 200
 WEAK = 0.2  # confidence below which a network cannot tell wrong labels from its own ignorance
 
 
@@ -59,7 +59,7 @@ def estimate_error_share(belief: np.ndarray, labels: np.ndarray, population: int
     order = np.argsort(labels, kind="stable")
     belief, labels = belief[order], labels[order]
     fits: dict[int, _Shares] = {}
-    start, end = USUAL
+    start, end = SPAN
     while True:
         for step in range(start, end + 1):
             if step not in fits:
@@ -146,7 +146,7 @@ def _fit_shares(belief: np.ndarray, labels: np.ndarray) -> _Shares:
     confused = np.einsum("mk,km->m", belief, confusion[:, labels])
     kinds = np.stack([right, uniform, confused], axis=1)
     shares = np.array([0.9, 0.05, 0.05])
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         joint = kinds * shares
         counts = (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0) + PRIOR
         updated = counts / counts.sum()
@@ -179,7 +179,7 @@ def _matrix_share(belief: np.ndarray, labels: np.ndarray, fit: _Shares) -> float
     prior = TOWARDS_FIRST * classes * matrix
     names, starts = np.unique(labels, return_index=True)
     counts = np.zeros_like(matrix)
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         joint = belief * matrix.T[labels]
         counts[:, names] = np.add.reduceat(normalised(joint), starts, axis=0).T
         updated = normalised(counts + prior)

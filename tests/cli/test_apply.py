@@ -164,6 +164,9 @@ def test_decisions_on_other_images_are_left_out_when_asked(elr, run):
     outcome = elr("apply", run, "decisions.csv", "-o", "fixed.csv", "--skip-foreign")
     assert outcome.code == 0
     assert "1 decisions left out: not of this run" in outcome.err
+    outcome = elr("apply", run, "-o", "more.csv", "--accept-above", 0.9, "--skip-foreign")
+    assert outcome.code == 2
+    assert "--skip-foreign: needs a decisions.csv" in outcome.err
 
 
 def test_removing_everything_is_an_error(elr, run):
